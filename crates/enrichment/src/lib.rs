@@ -1,0 +1,1 @@
+//! Adds looked-up data to messages: key, fetch, apply.

@@ -1,0 +1,1 @@
+//! Archive: lines, batch keys, object names, the object store trait and the batch processor over it.

@@ -1,0 +1,1 @@
+//! What every Millstream program shares: configuration, telemetry, signals, drain and the admin HTTP server.

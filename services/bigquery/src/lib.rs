@@ -1,0 +1,1 @@
+//! The warehouse service: the enriched topic in, rows out.

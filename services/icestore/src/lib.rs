@@ -1,0 +1,1 @@
+//! The archive service: the enriched topic in, objects by key out.
