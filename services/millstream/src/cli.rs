@@ -1,0 +1,334 @@
+//! What a person types: commands, flags and the help that teaches them.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+const ABOUT: &str = "Moves device messages from MQTT to a warehouse and an archive, and loses none.";
+
+const LONG_ABOUT: &str = "\
+Moves device messages from MQTT to a warehouse and an archive, and loses none.
+
+  device ─MQTT─► ingestion ─► topic raw ─► enrichment ─► topic enriched ─┬─► warehouse (rows)
+                                                                         └─► archive (objects by day and place)
+
+Everything runs in this one process on embedded stores: nothing to install, nothing in the cloud. A device's message
+is acknowledged (PUBACK) only once it is on disk; killing the process at any instant loses nothing acknowledged.";
+
+const EXAMPLES: &str = "\
+Start here:
+  millstream demo                         a simulated fleet through the whole path
+  millstream up                           the whole path, until stopped; point devices at 127.0.0.1:1883
+  millstream feed recording.ndjson.gz     plays a recording into it, from a second terminal
+  millstream query 'SELECT device_id, count(*) FROM messages GROUP BY 1'
+  millstream books                        proves that all that came in is accounted for
+
+Exit codes: 0 done and accounted for, 1 failed, 2 wrong usage or configuration, 3 the books do not balance.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Flags every command takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Configuration file [default: ./millstream.yaml if it is there, else built-in defaults]
+    #[arg(long, global = true, value_name = "FILE", env = "MILLSTREAM_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// Data folder: bus, warehouse, device registry and archive [default: millstream-data, or `data` of the file]
+    #[arg(long, global = true, value_name = "DIR", env = "MILLSTREAM_DATA", hide_env_values = true)]
+    pub data: Option<PathBuf>,
+    /// Log lines as text or JSON [default: text on a terminal, json elsewhere]
+    #[arg(long, global = true, value_name = "FORMAT", env = "MILLSTREAM_LOG_FORMAT", hide_env_values = true)]
+    pub log_format: Option<LogFormat>,
+    /// More log lines; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Errors only, no progress
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print the configuration as it takes effect (file, environment and flags together; secrets masked) and stop
+    #[arg(long, global = true)]
+    pub print_config: bool,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON document a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show it working: a simulated fleet through the whole path, then what arrived and what to try next
+    Demo(DemoArgs),
+    /// Run the whole path in this process, until stopped
+    Up(UpArgs),
+    /// Play recordings into an MQTT broker, as devices would
+    Feed(FeedArgs),
+    /// Read the configuration and say all that is wrong with it; opens nothing
+    Check(CheckArgs),
+    /// Prove from the stored data that all that came in is accounted for
+    Books(BooksArgs),
+    /// Look at messages that were given up on
+    DeadLetters {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: DeadLettersCommand,
+    },
+    /// The device registry: what enrichment adds to a device's messages
+    Devices {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: DevicesCommand,
+    },
+    /// Ask the warehouse with SQL and print a table
+    Query(QueryArgs),
+    /// Print the JSON Schema of the configuration file, for editors
+    Schema,
+    /// Turn a password (one line on standard input) into the hash that `ingestion.mqtt.users` takes
+    HashPassword,
+}
+
+/// `millstream demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// How many messages the simulated fleet sends
+    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub messages: u64,
+    /// How many devices it has
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub devices: u32,
+    /// Messages per second, or `max`
+    #[arg(long, value_name = "RATE", default_value = "1000/s")]
+    pub rate: String,
+    /// Seed of the simulation; the same seed gives the same messages
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// `millstream up`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  millstream up
+  millstream up --mqtt-listen 127.0.0.1:0 --http-listen 127.0.0.1:0      free ports; both are printed when ready
+  millstream up --feed day1.ndjson.gz --until-drained --report r.json    feed, drain, prove, stop
+  millstream up --until-drained                                          finish what an earlier run left, then stop
+
+SIGTERM and Ctrl-C finish what is in flight, then stop; a second one stops at once. Nothing acknowledged is lost either
+way. To back up, stop it and copy the data folder.")]
+pub struct UpArgs {
+    /// Where devices connect; port 0 picks a free one [default: 127.0.0.1:1883]
+    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_MQTT_LISTEN", hide_env_values = true)]
+    pub mqtt_listen: Option<SocketAddr>,
+    /// Where /healthz, /readyz and /metrics answer; port 0 picks a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_HTTP_LISTEN", hide_env_values = true)]
+    pub http_listen: Option<SocketAddr>,
+    /// Stop by itself once every stage is drained (after the feed, if there is one)
+    #[arg(long)]
+    pub until_drained: bool,
+    /// Write the books to this file at the end, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Play these recordings through the MQTT endpoint
+    #[arg(long, value_name = "FILE", num_args = 1.., action = clap::ArgAction::Append)]
+    pub feed: Vec<PathBuf>,
+    /// How to play them.
+    #[command(flatten)]
+    pub play: PlayArgs,
+}
+
+/// How recordings are played.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Playing recordings")]
+pub struct PlayArgs {
+    /// Topic of each line: text with JSON Pointers into the line, alternatives separated by commas
+    #[arg(long, value_name = "TEMPLATE", default_value = crate::template::DEFAULT_TOPIC)]
+    pub topic: String,
+    /// How fast: `max`, `500/s`, or `1x`, `60x` by the records' own times
+    #[arg(long, value_name = "RATE", default_value = "max")]
+    pub rate: String,
+    /// Where a record's own time stands, for rates in `x`
+    #[arg(long, value_name = "POINTERS", default_value = crate::rate::DEFAULT_TIME_POINTERS)]
+    pub time_pointer: String,
+    /// How many MQTT connections; all messages of one topic go through one of them
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub connections: u16,
+    /// Quality of service: 1 waits for a PUBACK per message, 0 does not
+    #[arg(long, value_name = "QOS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub qos: u8,
+}
+
+/// `millstream feed`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A recording is NDJSON, plain or gzip (told by its content): one line is one payload, byte for byte, without the line
+end. A FILE of - is standard input.
+
+Examples:
+  millstream feed day1.ndjson.gz day2.ndjson.gz
+  millstream feed --rate 60x day1.ndjson.gz                       an hour in a minute
+  millstream feed --topic 'plant/{/site}/{/device_id}' a.ndjson   topics from the records")]
+pub struct FeedArgs {
+    /// Recordings to play
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// How to play them.
+    #[command(flatten)]
+    pub play: PlayArgs,
+    /// Broker to publish to: mqtt://HOST:PORT or mqtts://HOST:PORT
+    #[arg(long, value_name = "URL", default_value = "mqtt://127.0.0.1:1883")]
+    pub broker: String,
+    /// MQTT protocol version
+    #[arg(long, value_name = "VERSION", default_value = "5", value_parser = ["5", "3.1.1"])]
+    pub protocol: String,
+    /// User name
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// File that holds the password (one line)
+    #[arg(long, value_name = "FILE", requires = "user")]
+    pub password_file: Option<PathBuf>,
+    /// PEM file with the certificate authorities to trust, for mqtts://
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the client certificate
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with the client certificate's key
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
+    /// Prefix of the MQTT client ids
+    #[arg(long, value_name = "TEXT", default_value = "millstream-feed")]
+    pub client_id: String,
+    /// Most messages in flight per connection
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    pub window: u16,
+    /// Write the number of each line that had its PUBACK to this file (counted over all files, from 1)
+    #[arg(long, value_name = "FILE")]
+    pub acked: Option<PathBuf>,
+}
+
+/// `millstream check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Treat warnings as mistakes
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// `millstream books`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Compares, by message id, what each topic took with what warehouse, archive and dead letters hold. Works while
+`millstream up` runs (what is still on its way counts as pending) and after it has stopped or crashed.
+Exit code 3 when an id is missing somewhere; every such id is named.")]
+pub struct BooksArgs {
+    /// One JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Also read every archive object and compare its lines with the index
+    #[arg(long)]
+    pub deep: bool,
+}
+
+/// `millstream dead-letters …`.
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// One line per dead letter: when, stage, reason, device, id
+    List {
+        /// Only those of this stage: ingestion, enrichment, bigquery, icestore
+        #[arg(long, value_name = "STAGE")]
+        stage: Option<String>,
+        /// Only those with this reason
+        #[arg(long, value_name = "REASON")]
+        reason: Option<String>,
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// One JSON document a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// All about one: reason, attempts, attributes and the payload
+    Show {
+        /// Message id
+        id: String,
+        /// Print the payload's bytes and nothing else
+        #[arg(long)]
+        payload: bool,
+    },
+}
+
+/// `millstream devices …`.
+#[derive(Debug, Subcommand)]
+pub enum DevicesCommand {
+    /// Add or change devices from CSV (with a header) or NDJSON
+    #[command(after_help = "\
+Columns: device_id (required), client_id, location_id, category and any further ones; all of them are added to the
+device's messages. Lines that are refused are named with their number and reason; the good ones are kept and the exit
+code is 1. A running `millstream up` on the same data folder sees the change within seconds.
+
+Example:
+  device_id,client_id,location_id,category
+  A81758FFFE04B1C1,acme,grenoble,climate")]
+    Import {
+        /// CSV or NDJSON file; - is standard input
+        file: PathBuf,
+    },
+    /// One line per device
+    List {
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Start after this device id
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+        /// One JSON document a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// All about one device
+    Show {
+        /// Device id
+        id: String,
+    },
+}
+
+/// `millstream query`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  millstream query 'SELECT device_id, count(*) AS n, max(received_at) FROM messages GROUP BY device_id ORDER BY n DESC'
+  millstream query --format csv 'SELECT received_at, value FROM messages' > values.csv")]
+pub struct QueryArgs {
+    /// One SELECT statement (SQLite's SQL); the table is called `messages`
+    pub sql: String,
+    /// How to print the rows
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: QueryFormat,
+}
+
+/// How `query` prints rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QueryFormat {
+    /// Aligned columns for people.
+    Table,
+    /// One JSON array of objects.
+    Json,
+    /// Comma-separated values with a header.
+    Csv,
+}
