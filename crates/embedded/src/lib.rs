@@ -7,3 +7,5 @@ pub mod folder;
 pub mod registry;
 mod sqlite;
 pub mod warehouse;
+
+pub use error::Error;
