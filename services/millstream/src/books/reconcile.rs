@@ -1,0 +1,292 @@
+//! Comparing stores by message id: one pass over sorted id streams.
+//!
+//! Every store gives its ids in rising order. The pass takes the smallest id that is left, notes which stores have
+//! it, and judges it: for each destination, the id is stored there, or ended earlier (dead letter, skip), or is still
+//! on its way; else it is unaccounted for. Memory does not grow with the number of ids.
+
+use messagepipeline::{Digest, MessageId};
+use serde::Serialize;
+
+/// What a store says about the ids it lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Set {
+    /// Published to topic `raw`.
+    Raw,
+    /// Published to topic `enriched`.
+    Enriched,
+    /// A row of the warehouse.
+    Warehouse,
+    /// A line of the archive.
+    Archive,
+    /// Ended (dead letter, skip, dropped by a person) before topic `raw`.
+    EndedIngestion,
+    /// Ended at enrichment.
+    EndedEnrichment,
+    /// Ended at the warehouse.
+    EndedWarehouse,
+    /// Ended at the archive.
+    EndedArchive,
+    /// Not settled by enrichment.
+    PendingEnrichment,
+    /// Not settled by the warehouse.
+    PendingWarehouse,
+    /// Not settled by the archive.
+    PendingArchive,
+    /// Parked until its device is known.
+    Parked,
+}
+
+const SETS: usize = 12;
+
+/// The sets an id is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Membership(u16);
+
+impl Membership {
+    fn insert(&mut self, set: Set) {
+        self.0 |= 1 << set as u8;
+    }
+
+    /// Whether the id is in `set`.
+    #[must_use]
+    pub fn has(self, set: Set) -> bool {
+        self.0 & (1 << set as u8) != 0
+    }
+
+    fn has_any(self, sets: &[Set]) -> bool {
+        sets.iter().any(|set| self.has(*set))
+    }
+
+    fn missing(self) -> Vec<&'static str> {
+        use Set::{
+            Archive, EndedArchive, EndedEnrichment, EndedIngestion, EndedWarehouse, Enriched, Parked, PendingArchive,
+            PendingEnrichment, PendingWarehouse, Raw, Warehouse,
+        };
+        let ended_before = self.has_any(&[EndedIngestion, EndedEnrichment]);
+        let on_the_way = self.has_any(&[PendingEnrichment, Parked]);
+        let mut missing = Vec::new();
+        if !(ended_before || on_the_way || self.has_any(&[Warehouse, EndedWarehouse, PendingWarehouse])) {
+            missing.push("warehouse");
+        }
+        if !(ended_before || on_the_way || self.has_any(&[Archive, EndedArchive, PendingArchive])) {
+            missing.push("archive");
+        }
+        if !self.has_any(&[Raw, EndedIngestion]) {
+            missing.push("topic raw");
+        } else if !(ended_before || on_the_way || self.has(Enriched)) {
+            missing.push("topic enriched");
+        }
+        missing
+    }
+
+    fn is_pending(self) -> bool {
+        self.has_any(&[Set::PendingEnrichment, Set::PendingWarehouse, Set::PendingArchive, Set::Parked])
+    }
+
+    fn last_seen(self) -> String {
+        let places = [
+            (Set::Archive, "archive"),
+            (Set::Warehouse, "warehouse"),
+            (Set::EndedArchive, "dead letters of icestore"),
+            (Set::EndedWarehouse, "dead letters of bigquery"),
+            (Set::Enriched, "topic enriched"),
+            (Set::EndedEnrichment, "dead letters of enrichment"),
+            (Set::Raw, "topic raw"),
+        ];
+        let seen: Vec<_> = places.iter().filter(|(set, _)| self.has(*set)).map(|(_, name)| *name).collect();
+        if seen.is_empty() { "nowhere".to_owned() } else { seen.join(", ") }
+    }
+}
+
+/// An id that has no final outcome in some destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unaccounted {
+    /// The message.
+    pub message_id: String,
+    /// Where it was last seen, furthest first.
+    pub last_seen: String,
+    /// Where it should be and is not.
+    pub missing_from: Vec<&'static str>,
+}
+
+/// The ids of one store, in rising order.
+pub struct Source<'a, E> {
+    /// What they mean.
+    pub set: Set,
+    /// The ids.
+    pub ids: Box<dyn Iterator<Item = Result<MessageId, E>> + 'a>,
+}
+
+/// What the pass found.
+#[derive(Debug, Default)]
+pub struct Reconciled {
+    digests: [Digest; SETS],
+    /// Ids without a final outcome.
+    pub unaccounted: Vec<Unaccounted>,
+    /// How many ids are unaccounted for, also beyond those listed.
+    pub unaccounted_count: u64,
+    /// Ids that are still on their way.
+    pub pending: u64,
+}
+
+impl Reconciled {
+    /// Distinct ids of `set`.
+    #[must_use]
+    pub fn digest(&self, set: Set) -> Digest {
+        self.digests[set as usize]
+    }
+}
+
+/// At most this many unaccounted ids are kept by name; more are counted. A person acts on the first few, and a
+/// destination that was deleted must not fill the memory.
+pub const MAX_NAMED: usize = 100_000;
+
+/// Compares the stores.
+///
+/// `recheck` is asked about every id that seems unaccounted for: while the system runs, stores are read one after the
+/// other and an id may have moved on meanwhile. It answers whether the id is accounted for after all.
+///
+/// # Errors
+/// The first error of a source or of `recheck`.
+pub fn reconcile<E>(
+    sources: Vec<Source<'_, E>>,
+    mut recheck: impl FnMut(&MessageId, Membership) -> Result<bool, E>,
+) -> Result<Reconciled, E> {
+    let mut found = Reconciled::default();
+    let mut heads = Vec::with_capacity(sources.len());
+    for mut source in sources {
+        let head = source.ids.next().transpose()?;
+        heads.push((source, head));
+    }
+    while let Some(id) = heads.iter().filter_map(|(_, head)| *head).min() {
+        let membership = take(&mut heads, id, &mut found)?;
+        judge(id, membership, &mut found, &mut recheck)?;
+    }
+    Ok(found)
+}
+
+/// Removes `id` from the head of every source that has it.
+fn take<E>(
+    heads: &mut [(Source<'_, E>, Option<MessageId>)],
+    id: MessageId,
+    found: &mut Reconciled,
+) -> Result<Membership, E> {
+    let mut membership = Membership::default();
+    let digest = Digest::of(&id);
+    for (source, head) in heads {
+        // A source may list an id more than once (two rules ended it); it counts once.
+        while *head == Some(id) {
+            if !membership.has(source.set) {
+                membership.insert(source.set);
+                found.digests[source.set as usize] += digest;
+            }
+            *head = source.ids.next().transpose()?;
+        }
+    }
+    Ok(membership)
+}
+
+fn judge<E>(
+    id: MessageId,
+    membership: Membership,
+    found: &mut Reconciled,
+    recheck: &mut impl FnMut(&MessageId, Membership) -> Result<bool, E>,
+) -> Result<(), E> {
+    let missing = membership.missing();
+    if missing.is_empty() {
+        found.pending += u64::from(membership.is_pending());
+        return Ok(());
+    }
+    if recheck(&id, membership)? {
+        return Ok(());
+    }
+    found.unaccounted_count += 1;
+    if found.unaccounted.len() < MAX_NAMED {
+        found.unaccounted.push(Unaccounted {
+            message_id: id.to_string(),
+            last_seen: membership.last_seen(),
+            missing_from: missing,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    fn id(n: u8) -> MessageId {
+        MessageId::from_bytes([n; 16])
+    }
+
+    fn source(set: Set, ids: &[u8]) -> Source<'static, Infallible> {
+        let ids: Vec<_> = ids.iter().map(|n| Ok(id(*n))).collect();
+        Source { set, ids: Box::new(ids.into_iter()) }
+    }
+
+    fn run(sources: Vec<Source<'static, Infallible>>) -> Reconciled {
+        reconcile(sources, |_, _| Ok(false)).unwrap_or_else(|never| match never {})
+    }
+
+    #[test]
+    fn stored_dead_lettered_skipped_and_pending_ids_are_accounted_for() {
+        let found = run(vec![
+            source(Set::Raw, &[1, 2, 3, 4, 5]),
+            source(Set::Enriched, &[1, 3, 5]),
+            source(Set::Warehouse, &[1, 5]),
+            source(Set::Archive, &[1, 3]),
+            source(Set::EndedEnrichment, &[2]),
+            source(Set::EndedWarehouse, &[3, 3]),
+            source(Set::PendingEnrichment, &[4]),
+            source(Set::PendingArchive, &[5]),
+            source(Set::EndedIngestion, &[9]),
+        ]);
+        assert_eq!(found.unaccounted, []);
+        assert_eq!(found.pending, 2);
+        assert_eq!(found.digest(Set::EndedWarehouse).count, 1);
+    }
+
+    #[test]
+    fn a_lost_id_is_named_with_where_it_was_last_seen() {
+        let found = run(vec![
+            source(Set::Raw, &[1, 2, 3]),
+            source(Set::Enriched, &[1, 2]),
+            source(Set::Warehouse, &[1]),
+            source(Set::Archive, &[1, 2]),
+        ]);
+        let names: Vec<_> = found.unaccounted.iter().map(|u| (u.last_seen.as_str(), &u.missing_from[..])).collect();
+        assert_eq!(
+            names,
+            [
+                ("archive, topic enriched, topic raw", &["warehouse"][..]),
+                ("topic raw", &["warehouse", "archive", "topic enriched"][..]),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_row_that_nobody_sent_is_unaccounted_for() {
+        let found = run(vec![
+            source(Set::Raw, &[1]),
+            source(Set::Enriched, &[1]),
+            source(Set::Warehouse, &[1, 7]),
+            source(Set::Archive, &[1, 7]),
+        ]);
+        assert_eq!(found.unaccounted.len(), 1);
+        assert_eq!(found.unaccounted[0].missing_from, ["topic raw"]);
+    }
+
+    #[test]
+    fn an_id_that_moved_on_while_reading_is_asked_about_again() {
+        let sources = vec![source(Set::Raw, &[1]), source(Set::Enriched, &[1]), source(Set::Warehouse, &[1])];
+        let mut asked = Vec::new();
+        let found = reconcile(sources, |id, _| {
+            asked.push(*id);
+            Ok::<_, Infallible>(true)
+        });
+        assert_eq!(found.map(|f| f.unaccounted_count), Ok(0));
+        assert_eq!(asked, [id(1)]);
+    }
+}
