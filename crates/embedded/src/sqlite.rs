@@ -254,10 +254,17 @@ impl Writer {
 
 /// A job whose result type the thread does not know.
 trait Job: Send {
-    /// Does the work and keeps its result; whether it succeeded.
-    fn run(&mut self, connection: &Connection, path: &Path) -> bool;
+    /// Does the work and keeps its result.
+    fn run(&mut self, connection: &Connection, path: &Path) -> Ran;
     /// Answers with the kept result, or with the transaction's error.
     fn finish(self: Box<Self>, transaction: Result<(), Error>);
+}
+
+/// How a job went, as far as its transaction must know.
+enum Ran {
+    Well,
+    /// Its changes must be undone. The error is there when it was SQLite's.
+    Failed(Option<Arc<rusqlite::Error>>),
 }
 
 struct TypedJob<T, F, C> {
@@ -275,15 +282,19 @@ where
     F: FnOnce(&Connection) -> Result<T, E> + Send,
     C: FnOnce(&T) + Send,
 {
-    fn run(&mut self, connection: &Connection, path: &Path) -> bool {
-        let Some(work) = self.work.take() else { return false };
+    fn run(&mut self, connection: &Connection, path: &Path) -> Ran {
+        let Some(work) = self.work.take() else { return Ran::Failed(None) };
         let result = match catch_unwind(AssertUnwindSafe(|| work(connection))) {
             Ok(result) => result.map_err(|error| error.into().at(path)),
             Err(_) => Err(Error::Panicked { path: path.to_owned() }),
         };
-        let succeeded = result.is_ok();
+        let ran = match &result {
+            Ok(_) => Ran::Well,
+            Err(Error::Database { source, .. }) => Ran::Failed(Some(Arc::clone(source))),
+            Err(_) => Ran::Failed(None),
+        };
         self.result = Some(result);
-        succeeded
+        ran
     }
 
     fn finish(self: Box<Self>, transaction: Result<(), Error>) {
@@ -354,7 +365,6 @@ impl Worker {
         while waiting.len() > 0 {
             let mut done: Vec<Box<dyn Job>> = Vec::with_capacity(waiting.len());
             let outcome = run_transaction(&self.connection, &self.path, &mut waiting, &mut done);
-            let outcome = outcome.map_err(Arc::new);
             for job in done {
                 job.finish(
                     outcome
@@ -398,37 +408,55 @@ fn run_transaction(
     path: &Path,
     waiting: &mut impl Iterator<Item = Box<dyn Job>>,
     done: &mut Vec<Box<dyn Job>>,
-) -> rusqlite::Result<()> {
-    let execute = |sql: &str| connection.prepare_cached(sql)?.execute([]).map(drop);
-    if let Err(error) = execute("BEGIN IMMEDIATE") {
+) -> Result<(), Arc<rusqlite::Error>> {
+    if let Err(error) = execute(connection, "BEGIN IMMEDIATE") {
         done.extend(waiting);
         return Err(error);
     }
     for mut job in waiting {
-        let mut result = execute("SAVEPOINT job");
-        if result.is_ok() {
-            let succeeded = job.run(connection, path);
-            result = undo_or_keep(connection, succeeded);
-        }
+        let result = run_in_savepoint(connection, path, job.as_mut());
         done.push(job);
         if let Err(error) = result {
-            let _ = execute("ROLLBACK");
+            roll_back(connection);
             return Err(error);
         }
     }
-    let committed = execute("COMMIT");
-    if committed.is_err() && !connection.is_autocommit() {
-        let _ = execute("ROLLBACK");
+    let committed = execute(connection, "COMMIT");
+    if committed.is_err() {
+        roll_back(connection);
     }
     committed
 }
 
-fn undo_or_keep(connection: &Connection, succeeded: bool) -> rusqlite::Result<()> {
-    if !succeeded {
-        // Fails when SQLite has given the transaction up, which is what the caller must know.
-        connection.prepare_cached("ROLLBACK TO job")?.execute([])?;
+/// Fails when the transaction cannot go on.
+fn run_in_savepoint(
+    connection: &Connection,
+    path: &Path,
+    job: &mut dyn Job,
+) -> Result<(), Arc<rusqlite::Error>> {
+    execute(connection, "SAVEPOINT job")?;
+    if let Ran::Failed(cause) = job.run(connection, path) {
+        if connection.is_autocommit()
+            && let Some(cause) = cause
+        {
+            return Err(cause);
+        }
+        execute(connection, "ROLLBACK TO job")?;
     }
-    connection.prepare_cached("RELEASE job")?.execute([]).map(drop)
+    execute(connection, "RELEASE job")
+}
+
+/// Ends a transaction that failed, unless SQLite has ended it already.
+fn roll_back(connection: &Connection) {
+    if !connection.is_autocommit()
+        && let Err(error) = execute(connection, "ROLLBACK")
+    {
+        tracing::error!(%error, "a failed transaction could not be rolled back");
+    }
+}
+
+fn execute(connection: &Connection, sql: &str) -> Result<(), Arc<rusqlite::Error>> {
+    connection.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(drop).map_err(Arc::new)
 }
 
 /// Brings the whole write-ahead log into the database file and cuts it to nothing; waits for readers.
