@@ -3,7 +3,7 @@
 
 pub mod broker;
 pub mod endpoint;
-mod message;
+pub mod message;
 pub mod routing;
-mod tls;
-mod topic;
+pub mod tls;
+pub mod topic;
