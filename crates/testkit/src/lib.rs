@@ -1,4 +1,5 @@
 //! Test doubles, fault wrappers and the conformance suites that doubles and adapters pass alike. Development only.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a failing suite fails its test by panicking")]
 
 pub mod cache_suite;
 pub mod consumer_suite;

@@ -1,1 +1,353 @@
-//! (to be written)
+//! A bus and a dead-letter store in memory. They keep the contracts of the durable ones except that nothing
+//! survives the process, and they use no thread and no clock, so tests run them on paused time.
+
+use futures_util::future::BoxFuture;
+use messagepipeline::{
+    BatchOutcome, Bytes, Chunk, Consumer, DeadLetter, DeadLetters, Delivery, ID_CONFLICT, Message, MessageId,
+    Publisher, Settle, Settlement, Skipped, StageError, Token, Verdict,
+};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// How much a [`MemoryConsumer`] hands out.
+#[derive(Clone, Copy, Debug)]
+pub struct ConsumerLimits {
+    /// Messages in one chunk, at most.
+    pub chunk: usize,
+    /// Distance, in messages, between the newest message handed out and the oldest without a verdict, at most.
+    pub outstanding: usize,
+    /// The same distance in bytes; one message is always handed out, whatever its size.
+    pub outstanding_bytes: usize,
+}
+
+impl Default for ConsumerLimits {
+    fn default() -> Self {
+        Self { chunk: 256, outstanding: 32_768, outstanding_bytes: 64 << 20 }
+    }
+}
+
+/// Topics and subscriptions in memory. Cloning shares them.
+#[derive(Clone, Default)]
+pub struct MemoryBus(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    topics: HashMap<String, Topic>,
+    subscriptions: HashMap<String, Subscription>,
+}
+
+#[derive(Default)]
+struct Topic {
+    messages: Vec<Message>,
+    payloads: HashMap<MessageId, Bytes>,
+}
+
+struct Subscription {
+    topic: String,
+    ready: VecDeque<Message>,
+    acked: Vec<MessageId>,
+    changed: Arc<Notify>,
+}
+
+impl MemoryBus {
+    /// A bus without topics.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds `topic`, if it is not there yet.
+    pub fn create_topic(&self, topic: &str) {
+        self.0.lock().topics.entry(topic.to_owned()).or_default();
+    }
+
+    /// Adds `subscription` to `topic`, which is added as well; it receives everything the topic holds and will hold.
+    pub fn subscribe(&self, topic: &str, subscription: &str) {
+        let mut state = self.0.lock();
+        let ready = state.topics.entry(topic.to_owned()).or_default().messages.iter().cloned().collect();
+        state.subscriptions.entry(subscription.to_owned()).or_insert_with(|| Subscription {
+            topic: topic.to_owned(),
+            ready,
+            acked: Vec::new(),
+            changed: Arc::new(Notify::new()),
+        });
+    }
+
+    /// A publisher to `topic`.
+    #[must_use]
+    pub fn publisher(&self, topic: &str) -> MemoryPublisher {
+        self.create_topic(topic);
+        MemoryPublisher { bus: self.clone(), topic: topic.to_owned() }
+    }
+
+    /// A consumer of `subscription`. Several consumers of one subscription share its messages.
+    ///
+    /// # Panics
+    /// When there is no such subscription.
+    #[must_use]
+    pub fn consumer(&self, subscription: &str, limits: ConsumerLimits) -> MemoryConsumer {
+        let state = self.0.lock();
+        let changed = state.subscriptions.get(subscription).map(|s| Arc::clone(&s.changed));
+        let changed = changed.unwrap_or_else(|| panic!("no subscription {subscription:?}"));
+        let session = Session {
+            bus: self.clone(),
+            subscription: subscription.to_owned(),
+            changed,
+            window: Mutex::default(),
+        };
+        MemoryConsumer { session: Arc::new(session), limits }
+    }
+
+    /// The messages of `topic` in their order.
+    #[must_use]
+    pub fn messages(&self, topic: &str) -> Vec<Message> {
+        self.0.lock().topics.get(topic).map(|t| t.messages.clone()).unwrap_or_default()
+    }
+
+    /// The ids acknowledged by `subscription`, in the order of their acknowledgement.
+    #[must_use]
+    pub fn acked(&self, subscription: &str) -> Vec<MessageId> {
+        self.0.lock().subscriptions.get(subscription).map(|s| s.acked.clone()).unwrap_or_default()
+    }
+
+    /// Messages of `subscription` that wait for delivery.
+    #[must_use]
+    pub fn waiting(&self, subscription: &str) -> usize {
+        self.0.lock().subscriptions.get(subscription).map_or(0, |s| s.ready.len())
+    }
+
+    fn put(&self, topic: &str, messages: Vec<Message>) -> Vec<Result<(), StageError>> {
+        let mut state = self.0.lock();
+        let State { topics, subscriptions } = &mut *state;
+        let store = topics.entry(topic.to_owned()).or_default();
+        let mut results = Vec::with_capacity(messages.len());
+        for mut message in messages {
+            if let Some(payload) = store.payloads.get(&message.id) {
+                results.push(same_payload(message.id, payload, &message.payload));
+                continue;
+            }
+            message.attempt = 1;
+            store.payloads.insert(message.id, message.payload.clone());
+            for subscription in subscriptions.values_mut().filter(|s| s.topic == topic) {
+                subscription.ready.push_back(message.clone());
+            }
+            store.messages.push(message);
+            results.push(Ok(()));
+        }
+        for subscription in subscriptions.values().filter(|s| s.topic == topic) {
+            subscription.changed.notify_waiters();
+        }
+        results
+    }
+}
+
+fn same_payload(id: MessageId, stored: &Bytes, given: &Bytes) -> Result<(), StageError> {
+    if stored == given {
+        return Ok(());
+    }
+    Err(StageError::permanent(ID_CONFLICT, format!("id {id} already stands for another payload")))
+}
+
+/// Publishes to one topic of a [`MemoryBus`].
+#[derive(Clone)]
+pub struct MemoryPublisher {
+    bus: MemoryBus,
+    topic: String,
+}
+
+impl Publisher for MemoryPublisher {
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, BatchOutcome> {
+        Box::pin(async move {
+            let results = self.bus.put(&self.topic, messages);
+            if results.iter().all(Result::is_ok) { BatchOutcome::Done } else { BatchOutcome::Each(results) }
+        })
+    }
+}
+
+/// Consumes one subscription of a [`MemoryBus`].
+///
+/// A nacked message goes to the end of the queue, a returned one to its front.
+pub struct MemoryConsumer {
+    session: Arc<Session>,
+    limits: ConsumerLimits,
+}
+
+struct Session {
+    bus: MemoryBus,
+    subscription: String,
+    changed: Arc<Notify>,
+    window: Mutex<Window>,
+}
+
+/// What was handed out, from the oldest message without a verdict on. A token is a place in it.
+#[derive(Default)]
+struct Window {
+    first: u64,
+    places: VecDeque<Place>,
+    bytes: usize,
+    closed: bool,
+}
+
+struct Place {
+    weight: usize,
+    message: Option<Message>,
+}
+
+impl Window {
+    fn has_room(&self, limits: &ConsumerLimits) -> bool {
+        self.places.is_empty()
+            || (self.places.len() < limits.outstanding && self.bytes < limits.outstanding_bytes)
+    }
+
+    fn hand_out(&mut self, message: Message) -> Delivery {
+        let token = Token(self.first + self.places.len() as u64);
+        let weight = message.weight();
+        self.bytes += weight;
+        self.places.push_back(Place { weight, message: Some(message.clone()) });
+        Delivery { message, token }
+    }
+
+    fn take(&mut self, token: Token) -> Option<Message> {
+        let index = usize::try_from(token.0.checked_sub(self.first)?).ok()?;
+        let message = self.places.get_mut(index)?.message.take();
+        while self.places.front().is_some_and(|place| place.message.is_none()) {
+            self.bytes -= self.places.pop_front().map_or(0, |place| place.weight);
+            self.first += 1;
+        }
+        message
+    }
+}
+
+impl Session {
+    fn hand_out(&self, limits: &ConsumerLimits) -> Vec<Delivery> {
+        let mut window = self.window.lock();
+        let mut state = self.bus.0.lock();
+        let Some(subscription) = state.subscriptions.get_mut(&self.subscription) else { return Vec::new() };
+        let mut deliveries = Vec::with_capacity(limits.chunk.min(subscription.ready.len()));
+        while deliveries.len() < limits.chunk && window.has_room(limits) {
+            let Some(message) = subscription.ready.pop_front() else { break };
+            deliveries.push(window.hand_out(message));
+        }
+        deliveries
+    }
+
+    fn close(&self) {
+        let mut window = self.window.lock();
+        window.closed = true;
+        let mut state = self.bus.0.lock();
+        if let Some(subscription) = state.subscriptions.get_mut(&self.subscription) {
+            for message in window.places.drain(..).rev().filter_map(|place| place.message) {
+                subscription.ready.push_front(message);
+            }
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl Settle for Session {
+    fn settle(&self, settlements: &[Settlement]) {
+        let mut window = self.window.lock();
+        if window.closed {
+            return;
+        }
+        let mut state = self.bus.0.lock();
+        let Some(subscription) = state.subscriptions.get_mut(&self.subscription) else { return };
+        for settlement in settlements {
+            let Some(mut message) = window.take(settlement.token) else { continue };
+            match settlement.verdict {
+                Verdict::Ack => subscription.acked.push(message.id),
+                Verdict::Return => subscription.ready.push_front(message),
+                Verdict::Nack => {
+                    message.attempt += 1;
+                    subscription.ready.push_back(message);
+                }
+            }
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl Consumer for MemoryConsumer {
+    async fn next(&mut self) -> Result<Option<Chunk>, StageError> {
+        loop {
+            let changed = Arc::clone(&self.session.changed);
+            let mut changed = std::pin::pin!(changed.notified());
+            changed.as_mut().enable();
+            let deliveries = self.session.hand_out(&self.limits);
+            if !deliveries.is_empty() {
+                return Ok(Some(Chunk::new(Arc::clone(&self.session) as Arc<dyn Settle>, deliveries)));
+            }
+            changed.await;
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), StageError> {
+        self.session.close();
+        Ok(())
+    }
+}
+
+impl Drop for MemoryConsumer {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}
+
+/// Keeps dead letters and skips in memory. Cloning shares them.
+#[derive(Clone, Default)]
+pub struct MemoryDeadLetters(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    letters: Vec<DeadLetter>,
+    skips: Vec<Skipped>,
+}
+
+impl MemoryDeadLetters {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The dead letters in the order in which they came.
+    #[must_use]
+    pub fn letters(&self) -> Vec<DeadLetter> {
+        self.0.lock().letters.clone()
+    }
+
+    /// The skips in the order in which they came.
+    #[must_use]
+    pub fn skips(&self) -> Vec<Skipped> {
+        self.0.lock().skips.clone()
+    }
+}
+
+impl DeadLetters for MemoryDeadLetters {
+    fn put(&self, letters: Vec<DeadLetter>) -> BoxFuture<'_, Result<(), StageError>> {
+        Box::pin(async move {
+            let mut kept = self.0.lock();
+            for letter in letters {
+                let known = |l: &DeadLetter| l.stage == letter.stage && l.message.id == letter.message.id;
+                if !kept.letters.iter().any(known) {
+                    kept.letters.push(letter);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn record_skips(&self, skips: Vec<Skipped>) -> BoxFuture<'_, Result<(), StageError>> {
+        Box::pin(async move {
+            let mut kept = self.0.lock();
+            for skip in skips {
+                if !kept.skips.iter().any(|s| s.stage == skip.stage && s.id == skip.id) {
+                    kept.skips.push(skip);
+                }
+            }
+            Ok(())
+        })
+    }
+}
