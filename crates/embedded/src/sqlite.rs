@@ -9,9 +9,11 @@ use rusqlite::{Connection, OpenFlags};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Half the CPU per message of SQLite's default of 4 KiB, because messages then share pages.
 const PAGE_SIZE: u32 = 16 * 1024;
@@ -33,6 +35,8 @@ const TRANSACTION_JOBS: usize = 1_024;
 const WAL_LIMIT: u64 = 128 * 1024 * 1024;
 /// Commits between two looks at the size of the write-ahead log.
 const WAL_LOOK: u32 = 64;
+/// How long after a failure the background work is tried again when nothing else is written.
+const BACKGROUND_RETRY: Duration = Duration::from_secs(1);
 
 /// The kind of a database file and how its tables came to be.
 #[derive(Debug)]
@@ -159,15 +163,49 @@ fn migrate(connection: &mut Connection, path: &Path, schema: &Schema) -> Result<
 /// of the transaction fails with the commit's error, and the thread goes on with the next transaction.
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
-    jobs: mpsc::Sender<Command>,
+    queue: SyncSender<Command>,
+    places: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    nudged: Arc<AtomicBool>,
     path: Arc<Path>,
     thread: Arc<parking_lot::Mutex<Option<JoinHandle<()>>>>,
 }
 
 enum Command {
     Job(Box<dyn Job>),
+    /// Look at the background work.
+    Nudge,
     Close(oneshot::Sender<Result<(), Error>>),
+}
+
+/// Work of the store's own that rides in every transaction, after the jobs.
+pub(crate) trait Background: Send {
+    /// Whether there is something to write.
+    fn is_pending(&self) -> bool;
+
+    /// Writes it, or a bounded part of it, inside a savepoint.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is tried again later.
+    fn write(&mut self, connection: &Connection) -> Result<(), Error>;
+
+    /// What became of the last write.
+    fn finished(&mut self, result: Result<(), Error>);
+}
+
+/// No background work.
+struct Nothing;
+
+impl Background for Nothing {
+    fn is_pending(&self) -> bool {
+        false
+    }
+
+    fn write(&mut self, _: &Connection) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn finished(&mut self, _: Result<(), Error>) {}
 }
 
 impl Writer {
@@ -176,28 +214,58 @@ impl Writer {
     /// # Errors
     /// When the system gives no thread.
     pub(crate) fn spawn(name: &'static str, connection: Connection) -> Result<Self, Error> {
+        Self::spawn_with(name, connection, Nothing)
+    }
+
+    /// [`Writer::spawn`] with work of the store's own in every transaction; [`Writer::nudge`] makes one happen.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(crate) fn spawn_with(
+        name: &'static str,
+        connection: Connection,
+        background: impl Background + 'static,
+    ) -> Result<Self, Error> {
         let path: Arc<Path> = PathBuf::from(connection.path().unwrap_or_default()).into();
-        let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
-        let worker = Worker { name, connection, path: Arc::clone(&path), queue, commits: 0 };
+        // Every job and every close holds a place; of nudges there is never more than one.
+        let (sender, queue) = sync_channel(QUEUE_JOBS + 1);
+        let nudged = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            name,
+            connection,
+            path: Arc::clone(&path),
+            queue,
+            nudged: Arc::clone(&nudged),
+            background: Box::new(background),
+            background_failed: false,
+            closing: Vec::new(),
+            commits: 0,
+        };
         let thread = std::thread::Builder::new()
             .name(format!("{name}-writer"))
             .spawn(move || worker.run())
             .map_err(|error| Error::io("start the writer thread of", &*path, error))?;
-        let thread = Arc::new(parking_lot::Mutex::new(Some(thread)));
-        Ok(Self { jobs, bytes: Arc::new(Semaphore::new(QUEUE_BYTES)), path, thread })
+        Ok(Self {
+            queue: sender,
+            places: Arc::new(Semaphore::new(QUEUE_JOBS)),
+            bytes: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            nudged,
+            path,
+            thread: Arc::new(parking_lot::Mutex::new(Some(thread))),
+        })
     }
 
     /// Runs `job` in the writer's next transaction. The answer comes when its changes are durable.
     ///
-    /// Waits for a place in the queue. Dropping the future while it waits undoes nothing and does nothing; dropping
-    /// it later leaves the job to run.
+    /// Waits for a place in the queue. Dropping the future while it waits leaves the job undone; dropping it later
+    /// leaves it to run.
     ///
     /// # Errors
     /// The job's own error, or the commit's.
     pub(crate) async fn call<T, E, F>(&self, job: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        E: Into<Error>,
+        E: Into<Error> + 'static,
         F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
     {
         self.call_weighing(0, job, |_| ()).await
@@ -213,17 +281,26 @@ impl Writer {
     ) -> Result<T, Error>
     where
         T: Send + 'static,
-        E: Into<Error>,
+        E: Into<Error> + 'static,
         F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
         C: FnOnce(&T) + Send + 'static,
     {
-        let closed = || Error::Closed { path: self.path.to_path_buf() };
         let weight = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.bytes).acquire_many_owned(weight).await.map_err(|_| closed())?;
+        let bytes = Arc::clone(&self.bytes).acquire_many_owned(weight).await.map_err(|_| self.closed())?;
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| self.closed())?;
         let (answer, answered) = oneshot::channel();
-        let job = TypedJob { work: Some(job), result: None, committed, answer, _permit: permit };
-        self.jobs.send(Command::Job(Box::new(job))).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        let job = TypedJob { work: Some(job), result: None, committed, answer, _permits: (bytes, place) };
+        // There is room for everybody who holds a place, so this fails only when the thread is gone.
+        self.queue.try_send(Command::Job(Box::new(job))).map_err(|_| self.closed())?;
+        answered.await.map_err(|_| self.closed())?
+    }
+
+    /// Has the background work looked at. Never waits.
+    pub(crate) fn nudge(&self) {
+        if !self.nudged.swap(true, Ordering::AcqRel) {
+            // Full or closed: a transaction is under way, or none comes any more.
+            let _ = self.queue.try_send(Command::Nudge);
+        }
     }
 
     /// Lets the queue run empty, writes everything into the database file itself and ends the thread. Later calls
@@ -232,17 +309,23 @@ impl Writer {
     /// # Errors
     /// When the last checkpoint fails; nothing is lost then, the next start reads the write-ahead log.
     pub(crate) async fn close(&self) -> Result<(), Error> {
+        let Ok(place) = self.places.acquire().await else { return Ok(()) };
+        self.places.close();
+        self.bytes.close();
         let (answer, answered) = oneshot::channel();
-        if self.jobs.send(Command::Close(answer)).await.is_err() {
-            return Ok(());
-        }
-        let result = answered.await.unwrap_or(Ok(()));
+        let sent = self.queue.try_send(Command::Close(answer));
+        let result = if sent.is_ok() { answered.await.unwrap_or(Ok(())) } else { Ok(()) };
+        drop(place);
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // It has answered as its last act; only its stack is left to go.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
         result
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed { path: self.path.to_path_buf() }
     }
 
     /// The database file.
@@ -267,12 +350,22 @@ enum Ran {
     Failed(Option<Arc<rusqlite::Error>>),
 }
 
+impl Ran {
+    fn of<T>(result: &Result<T, Error>) -> Self {
+        match result {
+            Ok(_) => Self::Well,
+            Err(Error::Database { source, .. }) => Self::Failed(Some(Arc::clone(source))),
+            Err(_) => Self::Failed(None),
+        }
+    }
+}
+
 struct TypedJob<T, F, C> {
     work: Option<F>,
     result: Option<Result<T, Error>>,
     committed: C,
     answer: oneshot::Sender<Result<T, Error>>,
-    _permit: OwnedSemaphorePermit,
+    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
 impl<T, E, F, C> Job for TypedJob<T, F, C>
@@ -288,11 +381,7 @@ where
             Ok(result) => result.map_err(|error| error.into().at(path)),
             Err(_) => Err(Error::Panicked { path: path.to_owned() }),
         };
-        let ran = match &result {
-            Ok(_) => Ran::Well,
-            Err(Error::Database { source, .. }) => Ran::Failed(Some(Arc::clone(source))),
-            Err(_) => Ran::Failed(None),
-        };
+        let ran = Ran::of(&result);
         self.result = Some(result);
         ran
     }
@@ -317,7 +406,12 @@ struct Worker {
     name: &'static str,
     connection: Connection,
     path: Arc<Path>,
-    queue: mpsc::Receiver<Command>,
+    queue: Receiver<Command>,
+    nudged: Arc<AtomicBool>,
+    background: Box<dyn Background>,
+    /// The background work waits for its next try, or for the next job.
+    background_failed: bool,
+    closing: Vec<oneshot::Sender<Result<(), Error>>>,
     commits: u32,
 }
 
@@ -325,15 +419,8 @@ impl Worker {
     fn run(mut self) {
         let seconds = metrics::histogram!(COMMIT_SECONDS, "database" => self.name);
         let mut jobs = Vec::new();
-        let mut closing = Vec::new();
-        while let Some(first) = self.queue.blocking_recv() {
-            self.sort(first, &mut jobs, &mut closing);
-            while jobs.len() < TRANSACTION_JOBS
-                && let Ok(more) = self.queue.try_recv()
-            {
-                self.sort(more, &mut jobs, &mut closing);
-            }
-            if jobs.is_empty() {
+        while self.gather(&mut jobs) {
+            if jobs.is_empty() && !self.background.is_pending() {
                 continue;
             }
             let started = Instant::now();
@@ -341,38 +428,110 @@ impl Worker {
             seconds.record(started.elapsed());
             self.mind_the_log();
         }
-        self.finish(closing);
+        self.finish();
     }
 
-    fn sort(
-        &mut self,
-        command: Command,
-        jobs: &mut Vec<Box<dyn Job>>,
-        closing: &mut Vec<oneshot::Sender<Result<(), Error>>>,
-    ) {
+    /// Waits for something to do and takes all of it. False when nothing will come any more.
+    fn gather(&mut self, jobs: &mut Vec<Box<dyn Job>>) -> bool {
+        let pending = self.background.is_pending();
+        let closing = !self.closing.is_empty();
+        let first = if closing || (pending && !self.background_failed) {
+            self.queue.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            })
+        } else if pending {
+            self.queue.recv_timeout(BACKGROUND_RETRY)
+        } else {
+            self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        };
+        match first {
+            Ok(command) => self.sort(command, jobs),
+            Err(RecvTimeoutError::Timeout) => return !closing,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        while jobs.len() < TRANSACTION_JOBS
+            && let Ok(more) = self.queue.try_recv()
+        {
+            self.sort(more, jobs);
+        }
+        true
+    }
+
+    fn sort(&mut self, command: Command, jobs: &mut Vec<Box<dyn Job>>) {
         match command {
             Command::Job(job) => jobs.push(job),
-            Command::Close(answer) => {
-                self.queue.close();
-                closing.push(answer);
-            }
+            Command::Nudge => self.nudged.store(false, Ordering::Release),
+            Command::Close(answer) => self.closing.push(answer),
         }
     }
 
     /// Runs all of `jobs`, in one transaction unless one of them makes SQLite give it up.
     fn transact(&mut self, jobs: &mut Vec<Box<dyn Job>>) {
         let mut waiting = jobs.drain(..);
-        while waiting.len() > 0 {
+        loop {
             let mut done: Vec<Box<dyn Job>> = Vec::with_capacity(waiting.len());
-            let outcome = run_transaction(&self.connection, &self.path, &mut waiting, &mut done);
+            let mut background = None;
+            let outcome = self.run_transaction(&mut waiting, &mut done, &mut background);
+            let outcome = outcome.map_err(|source| (self.path.to_path_buf(), source));
+            let outcome = || outcome.clone().map_err(|(path, source)| Error::Database { path, source });
+            self.background_failed = match background {
+                Some(written) => {
+                    let result = written.and_then(|()| outcome());
+                    let failed = result.is_err();
+                    self.background.finished(result);
+                    failed
+                }
+                None => outcome().is_err(),
+            };
             for job in done {
-                job.finish(
-                    outcome
-                        .clone()
-                        .map_err(|source| Error::Database { path: self.path.to_path_buf(), source }),
-                );
+                job.finish(outcome());
+            }
+            if waiting.len() == 0 {
+                return;
             }
         }
+    }
+
+    /// Moves jobs from `waiting` to `done`, each inside a savepoint, lets the background write and commits. Ends
+    /// early when SQLite has rolled the whole transaction back by itself, as it may on a full disk.
+    fn run_transaction(
+        &mut self,
+        waiting: &mut impl Iterator<Item = Box<dyn Job>>,
+        done: &mut Vec<Box<dyn Job>>,
+        background: &mut Option<Result<(), Error>>,
+    ) -> Result<(), Arc<rusqlite::Error>> {
+        if let Err(error) = execute(&self.connection, "BEGIN IMMEDIATE") {
+            done.extend(waiting);
+            return Err(error);
+        }
+        let result =
+            self.run_all(waiting, done, background).and_then(|()| execute(&self.connection, "COMMIT"));
+        if result.is_err() {
+            roll_back(&self.connection);
+        }
+        result
+    }
+
+    fn run_all(
+        &mut self,
+        waiting: &mut impl Iterator<Item = Box<dyn Job>>,
+        done: &mut Vec<Box<dyn Job>>,
+        background: &mut Option<Result<(), Error>>,
+    ) -> Result<(), Arc<rusqlite::Error>> {
+        for mut job in waiting {
+            let result = in_savepoint(&self.connection, |connection| job.run(connection, &self.path));
+            done.push(job);
+            result?;
+        }
+        if self.background.is_pending() {
+            let written = background.insert(Ok(()));
+            in_savepoint(&self.connection, |connection| {
+                *written = self.background.write(connection).map_err(|error| error.at(&self.path));
+                Ran::of(written)
+            })?;
+        }
+        Ok(())
     }
 
     fn mind_the_log(&mut self) {
@@ -390,10 +549,10 @@ impl Worker {
         }
     }
 
-    fn finish(self, closing: Vec<oneshot::Sender<Result<(), Error>>>) {
+    fn finish(self) {
         let result = checkpoint(&self.connection).map_err(Arc::new);
         drop(self.connection);
-        for answer in closing {
+        for answer in self.closing {
             let result = result.clone();
             let _ = answer
                 .send(result.map_err(|source| Error::Database { path: self.path.to_path_buf(), source }));
@@ -401,41 +560,13 @@ impl Worker {
     }
 }
 
-/// Moves jobs from `waiting` to `done`, each inside a savepoint, and commits. Ends early when SQLite has rolled the
-/// whole transaction back by itself, as it may on a full disk.
-fn run_transaction(
+/// Undoes what `work` did if it failed. Fails when the transaction cannot go on.
+fn in_savepoint(
     connection: &Connection,
-    path: &Path,
-    waiting: &mut impl Iterator<Item = Box<dyn Job>>,
-    done: &mut Vec<Box<dyn Job>>,
-) -> Result<(), Arc<rusqlite::Error>> {
-    if let Err(error) = execute(connection, "BEGIN IMMEDIATE") {
-        done.extend(waiting);
-        return Err(error);
-    }
-    for mut job in waiting {
-        let result = run_in_savepoint(connection, path, job.as_mut());
-        done.push(job);
-        if let Err(error) = result {
-            roll_back(connection);
-            return Err(error);
-        }
-    }
-    let committed = execute(connection, "COMMIT");
-    if committed.is_err() {
-        roll_back(connection);
-    }
-    committed
-}
-
-/// Fails when the transaction cannot go on.
-fn run_in_savepoint(
-    connection: &Connection,
-    path: &Path,
-    job: &mut dyn Job,
+    work: impl FnOnce(&Connection) -> Ran,
 ) -> Result<(), Arc<rusqlite::Error>> {
     execute(connection, "SAVEPOINT job")?;
-    if let Ran::Failed(cause) = job.run(connection, path) {
+    if let Ran::Failed(cause) = work(connection) {
         if connection.is_autocommit()
             && let Some(cause) = cause
         {
