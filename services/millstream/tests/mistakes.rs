@@ -1,0 +1,187 @@
+//! What a new user does wrong, and what the program answers: the exit code, and a text that says what would be right.
+
+mod common;
+
+use common::{Up, books, run, small_recording, texts, warehouse};
+use std::path::Path;
+
+const PORTS: [&str; 4] = ["--mqtt-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+
+/// Runs it, expects the exit code, and expects each word on standard error.
+fn refused(folder: &Path, arguments: &[&str], code: i32, words: &[&str]) {
+    let output = run(folder, arguments);
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stdout}\n{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{arguments:?}: no {word:?} in\n{stderr}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+fn up_with(arguments: &[&'static str]) -> Vec<&'static str> {
+    [&["up"], &PORTS[..], arguments].concat()
+}
+
+#[test]
+fn a_second_up_on_the_same_folder_is_refused_and_names_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = Up::start(folder.path(), &[]);
+    refused(folder.path(), &up_with(&[]), 1, &["data", "process"]);
+}
+
+#[test]
+fn a_folder_of_a_newer_format_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = small_recording(folder.path(), "small.ndjson", 10, 1);
+    let feed = ["--until-drained", "--feed"];
+    let output = run(folder.path(), &[&up_with(&feed)[..], &[file.to_str().unwrap()]].concat());
+    assert_eq!(output.status.code(), Some(0), "{:?}", texts(&output));
+    let format = folder.path().join("data/format");
+    std::fs::write(&format, "999\n").unwrap();
+    refused(folder.path(), &up_with(&["--until-drained"]), 1, &["999", "newer"]);
+    assert_eq!(std::fs::read_to_string(format).unwrap(), "999\n");
+}
+
+#[test]
+fn a_column_added_to_the_configuration_is_added_to_the_existing_warehouse() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = small_recording(folder.path(), "small.ndjson", 10, 1);
+    let feed = [&up_with(&["--until-drained", "--feed"])[..], &[file.to_str().unwrap()]].concat();
+    assert_eq!(run(folder.path(), &feed).status.code(), Some(0));
+    let columns = "bigquery:\n  columns:\n    - {name: message_id, field: id}\n    - {name: payload, field: payload}\n    \
+                   - {name: note, type: string, pointer: /note}\n";
+    std::fs::write(folder.path().join("millstream.yaml"), columns).unwrap();
+    let output = run(folder.path(), &feed);
+    assert_eq!(output.status.code(), Some(0), "{:?}", texts(&output));
+    let count = |sql: &str| -> i64 { warehouse(folder.path()).query_row(sql, [], |row| row.get(0)).unwrap() };
+    assert_eq!(count("SELECT count(*) FROM messages WHERE note LIKE 'größe %'"), 10);
+    assert_eq!(count("SELECT count(*) FROM messages WHERE note IS NULL AND received_at IS NOT NULL"), 10);
+    assert_eq!(books(folder.path()).1, Some(0));
+}
+
+#[test]
+fn every_mistake_of_a_configuration_is_named_at_once_with_its_line_and_what_would_be_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "\
+ingestion:
+  mqtt:
+    lissten: 127.0.0.1:1883
+    receive_maximum: many
+enrichment:
+  unknown_device: ignore
+  cache:
+    max_age: 5
+icestore:
+  batch:
+    bytes: lots
+";
+    std::fs::write(folder.path().join("millstream.yaml"), text).unwrap();
+    let words = [
+        "millstream.yaml:3:5", "listen", "millstream.yaml:4", "millstream.yaml:6", "dead-letter", "millstream.yaml:8", "5s",
+        "millstream.yaml:11",
+    ];
+    refused(folder.path(), &["check"], 2, &words);
+    refused(folder.path(), &up_with(&[]), 2, &words);
+    assert!(!folder.path().join("data").exists(), "nothing is opened before the configuration is right");
+}
+
+#[test]
+fn a_configuration_file_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    refused(folder.path(), &["check", "--config", "nowhere.yaml"], 2, &["nowhere.yaml"]);
+}
+
+#[test]
+fn broken_yaml_is_shown_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("millstream.yaml"), "data: x\ningestion: [\n").unwrap();
+    refused(folder.path(), &["check"], 2, &["millstream.yaml:"]);
+}
+
+#[test]
+fn a_port_in_use_is_named_with_the_setting_that_chooses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let arguments = ["up", "--mqtt-listen", &address, "--http-listen", "127.0.0.1:0"];
+    refused(folder.path(), &arguments, 1, &[&address, "in use"]);
+    let arguments = ["up", "--mqtt-listen", "127.0.0.1:0", "--http-listen", &address];
+    refused(folder.path(), &arguments, 1, &[&address, "in use"]);
+}
+
+#[test]
+fn listening_beyond_loopback_without_protection_needs_the_explicit_setting() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["up", "--mqtt-listen", "0.0.0.0:0", "--http-listen", "127.0.0.1:0"];
+    refused(folder.path(), &arguments, 2, &["allow_insecure"]);
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("data"), "a file stands where the folder should be").unwrap();
+    refused(folder.path(), &up_with(&[]), 1, &["data"]);
+}
+
+#[test]
+fn a_broken_recording_line_is_named_with_file_and_line_and_the_others_are_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "{\"device_id\":\"a\",\"value\":1}\nnot json\n{\"device_id\":\"b\",\"value\":2}\n{\"value\":3}\n";
+    std::fs::write(folder.path().join("broken.ndjson"), text).unwrap();
+    let arguments = up_with(&["--until-drained", "--feed", "broken.ndjson"]);
+    refused(folder.path(), &arguments, 1, &["broken.ndjson:2", "broken.ndjson:4", "/device_id"]);
+    let rows: i64 = warehouse(folder.path()).query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 2);
+}
+
+#[test]
+fn a_recording_that_is_not_there_is_named_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    refused(folder.path(), &["feed", "nowhere.ndjson"], 1, &["nowhere.ndjson"]);
+}
+
+#[test]
+fn a_wrong_flag_is_usage_and_a_wrong_query_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    refused(folder.path(), &["up", "--until-dranied"], 2, &["--until-drained"]);
+    refused(folder.path(), &["query", "SELECT 1"], 1, &["millstream up"]);
+    drop(Up::start(folder.path(), &[]));
+    refused(folder.path(), &["query", "SELEC 1"], 1, &["SELEC"]);
+    refused(folder.path(), &["query", "DELETE FROM messages"], 1, &["SELECT"]);
+}
+
+#[test]
+fn an_import_keeps_the_good_lines_names_the_refused_ones_and_exits_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "device_id,client_id,location_id,category,floor\na,acme,hall,climate,3\n,acme,hall,climate,3\nb,acme\n";
+    std::fs::write(folder.path().join("devices.csv"), text).unwrap();
+    refused(folder.path(), &["devices", "import", "devices.csv"], 1, &["devices.csv:3", "device_id", "devices.csv:4"]);
+    let output = run(folder.path(), &["devices", "show", "a"]);
+    let (stdout, _) = texts(&output);
+    assert_eq!(output.status.code(), Some(0));
+    for word in ["acme", "hall", "climate", "floor", "3"] {
+        assert!(stdout.contains(word), "{stdout}");
+    }
+}
+
+#[test]
+fn books_name_a_row_and_an_object_that_somebody_deleted_and_exit_3() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = small_recording(folder.path(), "small.ndjson", 50, 3);
+    let feed = [&up_with(&["--until-drained", "--feed"])[..], &[file.to_str().unwrap()]].concat();
+    assert_eq!(run(folder.path(), &feed).status.code(), Some(0));
+    let connection = rusqlite::Connection::open(folder.path().join("data/warehouse.db")).unwrap();
+    let lost: String = connection
+        .query_row("DELETE FROM messages WHERE value = 17 RETURNING message_id", [], |row| row.get(0))
+        .unwrap();
+    drop(connection);
+    let (report, code) = books(folder.path());
+    assert_eq!(code, Some(3));
+    assert_eq!(report["balanced"], false);
+    assert_eq!(report["unaccounted"][0]["message_id"], lost.as_str());
+    let objects = common::archive_objects(folder.path());
+    std::fs::remove_file(&objects[0]).unwrap();
+    let (report, code) = books(folder.path());
+    assert_eq!(code, Some(3));
+    assert_eq!(report["unaccounted"].as_array().unwrap().len(), 50, "one object held them all");
+}
