@@ -29,7 +29,7 @@ pub enum Placed {
 /// - Every answer comes when its effect is durable.
 /// - The store is bounded in the number of messages by its own configuration; at the bound it answers
 ///   [`Placed::Full`] for what it does not take and keeps what it has. The bound in age is kept by
-///   the releaser.
+///   [`Releaser`](crate::Releaser).
 /// - Messages come back as they were parked: id, payload, attributes, publish time and enrichment.
 /// - Dropping a future leaves it open whether its effect took place.
 pub trait ParkingLot: Send + Sync {
