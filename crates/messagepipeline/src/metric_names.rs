@@ -37,6 +37,10 @@ pub const MQTT_REFUSED: &str = "millstream_mqtt_refused_total";
 pub const MQTT_BROKER_CONNECTED: &str = "millstream_mqtt_broker_connected";
 /// Counter: connections made to the outside broker.
 pub const MQTT_BROKER_CONNECTS: &str = "millstream_mqtt_broker_connects_total";
+/// Counter: PUBLISH packets that the outside broker marks as sent before and that were taken as new messages.
+pub const MQTT_BROKER_REDELIVERED: &str = "millstream_mqtt_broker_redelivered_total";
+/// Counter: reconnections at which the outside broker had forgotten the session.
+pub const MQTT_BROKER_SESSIONS_LOST: &str = "millstream_mqtt_broker_sessions_lost_total";
 
 /// Gauge: messages of a subscription that are not settled. Label `subscription`.
 pub const BUS_BACKLOG: &str = "millstream_bus_backlog_messages";

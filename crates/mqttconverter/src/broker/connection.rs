@@ -1,0 +1,287 @@
+//! One connection to the broker: from CONNECT to the end.
+
+use super::client::{Client, ConnAck, Incoming, Publish};
+use super::network::{Shared, Subscriber};
+use super::options::{Address, BrokerOptions};
+use super::{BrokerError, Subscription};
+use bytes::BytesMut;
+use rustls_pki_types::ServerName;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+/// Room made in the read buffer before each read.
+const READ_BYTES: usize = 16 << 10;
+/// With this much unwritten nothing more is read: a broker that does not read our PUBACKs gets no new ones to read.
+const WRITE_BYTES: usize = 64 << 10;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Where to connect and what to say.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub(super) options: Arc<BrokerOptions>,
+    pub(super) address: Address,
+    pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
+    pub(super) client: Client,
+}
+
+impl Target {
+    /// Connects within the options' deadline, which covers TCP, TLS and CONNACK.
+    pub(super) async fn connect(&self) -> Result<(Connection, ConnAck), BrokerError> {
+        let limit = self.options.connect_timeout;
+        timeout(limit, self.connect_now()).await.map_err(|_| BrokerError::ConnectTimeout(limit))?
+    }
+
+    async fn connect_now(&self) -> Result<(Connection, ConnAck), BrokerError> {
+        let tcp = TcpStream::connect((self.address.host.as_str(), self.address.port)).await?;
+        tcp.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = match &self.tls {
+            None => Box::new(tcp),
+            Some((connector, name)) => Box::new(connector.connect(name.clone(), tcp).await?),
+        };
+        let mut connection = Connection::new(stream, self.client, self.options.keep_alive);
+        self.client.connect(&self.options, &mut connection.output)?;
+        let ack = connection.handshake().await?;
+        if let Some(seconds) = ack.keep_alive.filter(|seconds| *seconds > 0) {
+            connection.keep_alive = Duration::from_secs(seconds.into());
+        }
+        match ack.refusal {
+            Some(refusal) => Err(BrokerError::Refused { reason: refusal.reason, lasting: refusal.lasting }),
+            None => Ok((connection, ack)),
+        }
+    }
+}
+
+/// When something must happen on the connection although no packet comes.
+struct Timers {
+    ping: Instant,
+    /// Since when an answer is owed while we read.
+    unanswered: Option<Instant>,
+    /// Since when the broker takes no data.
+    unwritten: Option<Instant>,
+}
+
+pub(super) struct Connection {
+    reader: ReadHalf<Box<dyn Stream>>,
+    writer: WriteHalf<Box<dyn Stream>>,
+    input: BytesMut,
+    output: BytesMut,
+    /// Whether something was written since the last flush.
+    unflushed: bool,
+    client: Client,
+    keep_alive: Duration,
+}
+
+impl Connection {
+    fn new(stream: Box<dyn Stream>, client: Client, keep_alive: Duration) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        let (input, output) = (BytesMut::new(), BytesMut::new());
+        Self { reader, writer, input, output, unflushed: false, client, keep_alive }
+    }
+
+    async fn handshake(&mut self) -> Result<ConnAck, BrokerError> {
+        self.writer.write_all_buf(&mut self.output).await?;
+        self.writer.flush().await?;
+        loop {
+            match self.client.read(&mut self.input) {
+                Ok(Some(Incoming::ConnAck(ack))) => return Ok(ack),
+                Ok(Some(_)) => return Err(BrokerError::Protocol("the first packet is not CONNACK".to_owned())),
+                Ok(None) => {}
+                Err(error) => return Err(hint_at_version(error)),
+            }
+            self.input.reserve(READ_BYTES);
+            if self.reader.read_buf(&mut self.input).await? == 0 {
+                return Err(BrokerError::Closed(Some("before CONNACK".to_owned())));
+            }
+        }
+    }
+
+    /// Moves packets until the connection ends or `closing` is cancelled; only the latter is `Ok`.
+    pub(super) async fn serve(
+        mut self,
+        shared: &Shared,
+        subscriber: &mut Subscriber,
+        closing: &CancellationToken,
+    ) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        let mut timers = Timers { ping: now + self.keep_alive / 2, unanswered: None, unwritten: None };
+        let mut packet_ids = Vec::new();
+        loop {
+            let has_room = self.take_in(shared, subscriber)?;
+            self.put_acks(shared, &mut packet_ids);
+            if let Some(topics) = subscriber.due(Instant::now()) {
+                self.put_subscribe(&topics)?;
+            }
+            let reads = has_room && self.output.len() < WRITE_BYTES;
+            let writes = !self.output.is_empty() || self.unflushed;
+            let deadline = self.check_timers(&mut timers, reads, writes)?;
+            let deadline = subscriber.next_due().map_or(deadline, |due| due.min(deadline));
+            self.input.reserve(if reads { READ_BYTES } else { 0 });
+            tokio::select! {
+                read = self.reader.read_buf(&mut self.input), if reads => {
+                    if read? == 0 {
+                        return Err(BrokerError::Closed(None));
+                    }
+                    timers.unanswered = None;
+                }
+                written = write_some(&mut self.writer, &mut self.output, &mut self.unflushed), if writes => {
+                    written?;
+                    timers.unwritten = None;
+                }
+                () = shared.network.notified() => {}
+                () = sleep_until(deadline) => {}
+                () = closing.cancelled() => return self.finish(shared).await,
+            }
+        }
+    }
+
+    /// Decodes what is in the buffer as far as the window allows. Answers whether the window has room for more.
+    fn take_in(&mut self, shared: &Shared, subscriber: &mut Subscriber) -> Result<bool, BrokerError> {
+        loop {
+            let (mut messages, mut bytes) = shared.room();
+            let mut publishes: Vec<Publish> = Vec::new();
+            let mut drained = false;
+            let mut outcome = Ok(());
+            while messages > 0 && bytes > 0 {
+                match self.client.read(&mut self.input) {
+                    Ok(None) => {
+                        drained = true;
+                        break;
+                    }
+                    Ok(Some(Incoming::Publish(publish))) => {
+                        messages -= 1;
+                        bytes = bytes.saturating_sub(publish.payload.len() + publish.topic.len());
+                        publishes.push(publish);
+                    }
+                    Ok(Some(other)) => outcome = control(other, subscriber),
+                    Err(error) => outcome = Err(error),
+                }
+                if outcome.is_err() {
+                    break;
+                }
+            }
+            // What came before an error came, and is kept.
+            let took = !publishes.is_empty();
+            shared.receive(publishes)?;
+            outcome?;
+            if drained || !took {
+                return Ok(drained);
+            }
+        }
+    }
+
+    fn put_acks(&mut self, shared: &Shared, packet_ids: &mut Vec<u16>) {
+        packet_ids.clear();
+        shared.session.lock().take_acks(packet_ids);
+        for packet_id in packet_ids.drain(..) {
+            Client::puback(packet_id, &mut self.output);
+        }
+    }
+
+    fn put_subscribe(&mut self, topics: &[Subscription]) -> Result<(), BrokerError> {
+        // Nothing else of ours has a packet id, and only one SUBSCRIBE is under way at a time.
+        const PACKET_ID: u16 = 1;
+        self.client.subscribe(PACKET_ID, topics, &mut self.output)
+    }
+
+    /// Sends PINGREQ when due, and finds out whether the broker is gone. While it is we who do not read, silence says
+    /// nothing about the broker.
+    fn check_timers(&mut self, timers: &mut Timers, reads: bool, writes: bool) -> Result<Instant, BrokerError> {
+        let now = Instant::now();
+        if now >= timers.ping {
+            timers.ping = now + self.keep_alive / 2;
+            Client::pingreq(&mut self.output);
+            timers.unanswered = timers.unanswered.or(Some(now));
+        }
+        if !reads {
+            timers.unanswered = None;
+        }
+        timers.unwritten = if writes { timers.unwritten.or(Some(now)) } else { None };
+        let silent = timers.unanswered.map(|since| since + self.keep_alive);
+        if silent.is_some_and(|limit| now >= limit) {
+            return Err(BrokerError::Silent(self.keep_alive));
+        }
+        let stalled = timers.unwritten.map(|since| since + self.keep_alive);
+        if stalled.is_some_and(|limit| now >= limit) {
+            return Err(BrokerError::WriteStalled(self.keep_alive));
+        }
+        let limits = [silent, stalled].into_iter().flatten();
+        Ok(limits.fold(timers.ping, Instant::min))
+    }
+
+    /// Writes every PUBACK there is, says goodbye and waits until the broker has closed: it has read everything then.
+    async fn finish(mut self, shared: &Shared) -> Result<(), BrokerError> {
+        let mut packet_ids = Vec::new();
+        shared.session.lock().take_all_acks(&mut packet_ids);
+        for packet_id in &packet_ids {
+            Client::puback(*packet_id, &mut self.output);
+        }
+        Client::disconnect(&mut self.output);
+        let (writer, output) = (&mut self.writer, &mut self.output);
+        let write = async {
+            writer.write_all_buf(output).await?;
+            writer.flush().await?;
+            writer.shutdown().await
+        };
+        let (written, drained) = tokio::join!(write, drain(&mut self.reader));
+        if written.and(drained).is_err() && !packet_ids.is_empty() {
+            return Err(BrokerError::AcksLost(packet_ids.len()));
+        }
+        Ok(())
+    }
+}
+
+/// Reads and forgets until the other side closes. Many brokers end TLS without a word, which is fine here.
+async fn drain(reader: &mut ReadHalf<Box<dyn Stream>>) -> std::io::Result<()> {
+    let mut scratch = [0; 4096];
+    loop {
+        match reader.read(&mut scratch).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// One step of writing. Cancel-safe: what was written has left `output`.
+async fn write_some(
+    writer: &mut WriteHalf<Box<dyn Stream>>,
+    output: &mut BytesMut,
+    unflushed: &mut bool,
+) -> std::io::Result<()> {
+    if output.is_empty() {
+        writer.flush().await?;
+        *unflushed = false;
+    } else {
+        *unflushed = true;
+        writer.write_buf(output).await?;
+    }
+    Ok(())
+}
+
+fn control(packet: Incoming, subscriber: &mut Subscriber) -> Result<(), BrokerError> {
+    match packet {
+        Incoming::SubAck(grants) => subscriber.granted(&grants, Instant::now()),
+        Incoming::Disconnect(reason) => Err(BrokerError::Closed(Some(reason))),
+        Incoming::ConnAck(_) => Err(BrokerError::Protocol("a second CONNACK".to_owned())),
+        Incoming::Publish(_) | Incoming::Alive => Ok(()),
+    }
+}
+
+/// A broker that speaks only MQTT 3.1.1 answers an MQTT 5 CONNECT in its own format.
+fn hint_at_version(error: BrokerError) -> BrokerError {
+    match error {
+        BrokerError::Protocol(text) => BrokerError::Protocol(format!(
+            "{text}, in answer to CONNECT; is it an MQTT broker, and does it speak the configured protocol version?"
+        )),
+        other => other,
+    }
+}
