@@ -1,4 +1,5 @@
 //! What the suite does not ask of every layer: order, ages, and what happens when calls fail or are abandoned.
+#![allow(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
 use cache::{Ages, FetchError, Fetcher, Layered, Lru, MemoryPresence, PresenceCache, ZeroSize, fetch_one};
 use futures_util::future::join_all;

@@ -86,6 +86,8 @@ impl CountingSource {
         if let Ok(permit) = self.gate.acquire().await {
             permit.forget();
         }
+        // As with any real source, others run meanwhile.
+        tokio::task::yield_now().await;
         let failure = self.failure.lock();
         let failure = failure.as_ref().map(|e| StageError::new(e.class(), e.reason().to_owned(), e.detail()));
         let failure = failure.map(FetchError::from);
