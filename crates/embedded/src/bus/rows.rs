@@ -1,0 +1,138 @@
+//! Messages to and from the bus's tables.
+
+use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
+use messagepipeline::{Attributes, Enrichment, Message, MessageId, Timestamp};
+use rusqlite::Row;
+use rusqlite::types::{FromSqlError, Type, ValueRef};
+
+/// Different enrichment texts kept parsed; a text is shared by all messages of a device.
+const ENRICHMENTS: usize = 4_096;
+
+/// Reads messages so that payloads and attributes of a chunk lie in one buffer.
+#[derive(Debug, Default)]
+pub(super) struct RowReader {
+    enrichments: HashMap<Box<str>, Enrichment>,
+}
+
+/// Messages read so far, their bytes in one buffer.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    buffer: BytesMut,
+    rows: Vec<RawRow>,
+}
+
+#[derive(Debug)]
+struct RawRow {
+    seq: u64,
+    id: MessageId,
+    publish_time: Timestamp,
+    enrichment: Enrichment,
+    attributes_end: usize,
+    payload_end: usize,
+}
+
+impl Rows {
+    /// How many messages.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Bytes of payloads and attributes.
+    pub(super) fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Sequence number and message, in the order of reading. The attempt is left at 1.
+    ///
+    /// # Errors
+    /// When stored attributes are damaged.
+    pub(super) fn into_messages(self) -> rusqlite::Result<Vec<(u64, Message)>> {
+        let buffer = self.buffer.freeze();
+        let mut start = 0;
+        let mut messages = Vec::with_capacity(self.rows.len());
+        for row in self.rows {
+            let attributes = buffer.slice(start..row.attributes_end);
+            let payload = buffer.slice(row.attributes_end..row.payload_end);
+            start = row.payload_end;
+            messages
+                .push((row.seq, row_message(row.id, row.publish_time, row.enrichment, attributes, payload)?));
+        }
+        Ok(messages)
+    }
+}
+
+fn row_message(
+    id: MessageId,
+    publish_time: Timestamp,
+    enrichment: Enrichment,
+    attributes: Bytes,
+    payload: Bytes,
+) -> rusqlite::Result<Message> {
+    let attributes = Attributes::from_bytes(attributes).map_err(|error| damaged("attributes", error))?;
+    Ok(Message { id, payload, attributes, publish_time, enrichment, attempt: 1 })
+}
+
+impl RowReader {
+    /// Adds a row of number, id, publish time, attributes, enrichment, payload.
+    ///
+    /// # Errors
+    /// When a column does not hold what the bus writes there.
+    pub(super) fn read(&mut self, row: &Row<'_>, rows: &mut Rows) -> rusqlite::Result<()> {
+        let seq = row.get_ref(0)?.as_i64().map_err(|error| damaged("seq", error))?;
+        let id = id_of(row.get_ref(1)?)?;
+        let publish_time = Timestamp::from_micros(row.get(2)?);
+        let enrichment = self.enrichment(row.get_ref(4)?)?;
+        rows.buffer.extend_from_slice(bytes_of(row.get_ref(3)?)?);
+        let attributes_end = rows.buffer.len();
+        rows.buffer.extend_from_slice(bytes_of(row.get_ref(5)?)?);
+        let payload_end = rows.buffer.len();
+        let seq = unsigned(seq);
+        rows.rows.push(RawRow { seq, id, publish_time, enrichment, attributes_end, payload_end });
+        Ok(())
+    }
+
+    fn enrichment(&mut self, value: ValueRef<'_>) -> rusqlite::Result<Enrichment> {
+        let Some(text) = value.as_str_or_null().map_err(|error| damaged("enrichment", error))? else {
+            return Ok(Enrichment::none());
+        };
+        if let Some(known) = self.enrichments.get(text) {
+            return Ok(known.clone());
+        }
+        let parsed = Enrichment::from_text(text).map_err(|error| damaged("enrichment", error))?;
+        if self.enrichments.len() >= ENRICHMENTS {
+            self.enrichments.clear();
+        }
+        self.enrichments.insert(text.into(), parsed.clone());
+        Ok(parsed)
+    }
+}
+
+fn bytes_of(value: ValueRef<'_>) -> rusqlite::Result<&[u8]> {
+    value.as_bytes().map_err(|error| damaged("payload", error))
+}
+
+/// The id in a 16-byte column.
+///
+/// # Errors
+/// When it is something else.
+pub(super) fn id_of(value: ValueRef<'_>) -> rusqlite::Result<MessageId> {
+    let bytes = value.as_blob().map_err(|error| damaged("id", error))?;
+    let bytes = <[u8; 16]>::try_from(bytes).map_err(|_| damaged("id", FromSqlError::InvalidType))?;
+    Ok(MessageId::from_bytes(bytes))
+}
+
+fn damaged(column: &str, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    tracing::debug!(column, %error, "a stored message is damaged");
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, Box::new(error))
+}
+
+/// SQLite's integers are signed; ours that count are never negative.
+pub(super) fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// The other way; numbers beyond 2^63 do not occur.
+pub(super) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,151 @@
+//! The tables of `bus.db`.
+
+use crate::Error;
+use crate::sqlite::Schema;
+use messagepipeline::ErrorClass;
+
+/// The kind of file and its formats.
+///
+/// `auto_vacuum=INCREMENTAL`: pages that trimming frees are used again, so the file stays as large as the largest
+/// backlog was; after a long outage of a sink they are given back to the file system in small steps.
+pub(super) const SCHEMA: Schema =
+    Schema { kind: "bus", application_id: 0x4d53_4255, shrinks: true, migrations: &[FORMAT_1] };
+
+const FORMAT_1: &str = "
+CREATE TABLE topics (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    last_seq INTEGER NOT NULL DEFAULT 0,   -- highest sequence number given
+    trimmed INTEGER NOT NULL DEFAULT 0,    -- the log begins after this number
+    published INTEGER NOT NULL DEFAULT 0,  -- distinct message ids
+    digest INTEGER NOT NULL DEFAULT 0,     -- sum of the ids' fingerprints modulo 2^64, as a signed number
+    duplicates INTEGER NOT NULL DEFAULT 0, -- publishes of an id that was there already
+    bytes INTEGER NOT NULL DEFAULT 0       -- payloads and attributes in the log
+) STRICT;
+CREATE TABLE subscriptions (
+    id INTEGER PRIMARY KEY,
+    topic INTEGER NOT NULL REFERENCES topics(id),
+    name TEXT NOT NULL,
+    cursor INTEGER NOT NULL,               -- every message up to this number is settled
+    delivered INTEGER NOT NULL DEFAULT 0,  -- no message above this number was ever handed out
+    probe TEXT,                            -- messages handed out as suspects: their numbers, as a JSON array
+    probe_size INTEGER NOT NULL DEFAULT 0, -- how many suspects at once; 0 when nothing is suspected
+    UNIQUE (topic, name)
+) STRICT;
+CREATE TABLE settled (                     -- settled above the cursor, both ends included
+    subscription INTEGER NOT NULL REFERENCES subscriptions(id),
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    PRIMARY KEY (subscription, first)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE attempts (                    -- counted failures of messages that come again
+    subscription INTEGER NOT NULL REFERENCES subscriptions(id),
+    seq INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    PRIMARY KEY (subscription, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE dead_letters (
+    stage TEXT NOT NULL,
+    id TEXT NOT NULL,
+    subscription TEXT,
+    topic TEXT,
+    reason TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    dead_at TEXT NOT NULL,
+    publish_time TEXT NOT NULL,
+    device_id TEXT,
+    attributes TEXT NOT NULL,              -- JSON object
+    enrichment TEXT,                       -- JSON object
+    payload ANY NOT NULL,                  -- TEXT when it is UTF-8 without NUL
+    state TEXT NOT NULL DEFAULT 'dead' CHECK (state IN ('dead', 'retried', 'dropped')),
+    PRIMARY KEY (stage, id)
+) STRICT;
+CREATE TABLE skips (
+    stage TEXT NOT NULL,
+    id BLOB NOT NULL,
+    rule TEXT NOT NULL,
+    PRIMARY KEY (stage, id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE parked (
+    id BLOB PRIMARY KEY,
+    key TEXT NOT NULL,
+    since INTEGER NOT NULL,                -- microseconds since 1970
+    publish_time INTEGER NOT NULL,
+    attributes BLOB NOT NULL,
+    enrichment TEXT,
+    payload BLOB NOT NULL
+) STRICT;
+CREATE INDEX parked_by_key ON parked (key, since);
+CREATE INDEX parked_by_age ON parked (since);
+CREATE TABLE starts (                      -- one row: how the process before this one ended
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    running INTEGER NOT NULL,              -- 1 while a process has the bus open
+    unclean INTEGER NOT NULL               -- unclean starts in a row
+) STRICT;
+INSERT INTO starts VALUES (1, 0, 0);
+";
+
+/// The statements of one topic, whose tables carry its name.
+#[derive(Debug)]
+pub(super) struct TopicSql {
+    pub(super) create: String,
+    pub(super) insert_id: String,
+    pub(super) find_id: String,
+    pub(super) insert_message: String,
+    pub(super) read_from: String,
+    pub(super) read_one: String,
+    pub(super) weigh: String,
+    pub(super) trim: String,
+    pub(super) moved: String,
+}
+
+/// The columns of a log table in the order in which rows are read.
+const COLUMNS: &str = "seq, id, publish_time, attributes, enrichment, payload";
+
+impl TopicSql {
+    /// # Errors
+    /// When `topic` is not a topic name.
+    pub(super) fn new(topic: &str) -> Result<Self, Error> {
+        check_name("topic", topic)?;
+        let (log, ids) = (format!("\"log_{topic}\""), format!("\"ids_{topic}\""));
+        Ok(Self {
+            create: format!(
+                "CREATE TABLE IF NOT EXISTS {log} (
+                    seq INTEGER PRIMARY KEY, id BLOB NOT NULL, publish_time INTEGER NOT NULL,
+                    attributes BLOB NOT NULL, enrichment TEXT, payload BLOB NOT NULL) STRICT;
+                CREATE TABLE IF NOT EXISTS {ids} (
+                    id BLOB PRIMARY KEY, seq INTEGER NOT NULL, fingerprint INTEGER NOT NULL) STRICT, WITHOUT ROWID;"
+            ),
+            insert_id: format!("INSERT INTO {ids} VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING"),
+            find_id: format!("SELECT seq, fingerprint FROM {ids} WHERE id = ?1"),
+            insert_message: format!("INSERT INTO {log} ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"),
+            read_from: format!("SELECT {COLUMNS} FROM {log} WHERE seq >= ?1 ORDER BY seq LIMIT ?2"),
+            read_one: format!("SELECT {COLUMNS} FROM {log} WHERE seq = ?1"),
+            weigh: format!(
+                "SELECT coalesce(sum(length(payload) + length(attributes)), 0) FROM {log} WHERE seq <= ?1"
+            ),
+            trim: format!("DELETE FROM {log} WHERE seq <= ?1"),
+            moved: format!("UPDATE {ids} SET seq = ?2 WHERE id = ?1"),
+        })
+    }
+}
+
+/// Checks the name of a topic or subscription, which becomes part of table names and metric labels.
+///
+/// # Errors
+/// When it is not 1 to 64 characters of `a-z`, `0-9`, `-` and `_`, the first a letter.
+pub(super) fn check_name(what: &str, name: &str) -> Result<(), Error> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase());
+    if starts_well && name.len() <= 64 && name.chars().all(plain) {
+        return Ok(());
+    }
+    Err(Error::refused(
+        ErrorClass::Configuration,
+        "invalid-name",
+        format!(
+            "{name:?} is not a {what} name: use 1 to 64 characters of a-z, 0-9, `-` and `_`, a letter first"
+        ),
+    ))
+}
