@@ -2,7 +2,6 @@
 
 use messagepipeline::{ErrorClass, StageError};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A look-up that has no answer. An absent key is an answer and not an error.
 ///
@@ -15,15 +14,7 @@ pub enum FetchError {
         /// The layer's name.
         layer: &'static str,
     },
-    /// A source did not answer in time.
-    #[error("{source_name} did not answer within {deadline:?}")]
-    Deadline {
-        /// Who was asked.
-        source_name: &'static str,
-        /// How long it was given.
-        deadline: Duration,
-    },
-    /// A source failed.
+    /// A source failed, or did not answer in time.
     #[error(transparent)]
     Source(Arc<StageError>),
 }
@@ -34,7 +25,6 @@ impl FetchError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::NoFallback { .. } => ErrorClass::Configuration,
-            Self::Deadline { .. } => ErrorClass::Transient,
             Self::Source(error) => error.class(),
         }
     }
@@ -50,7 +40,6 @@ impl From<FetchError> for StageError {
     fn from(error: FetchError) -> Self {
         let reason = match &error {
             FetchError::NoFallback { .. } => "lookup-no-fallback",
-            FetchError::Deadline { .. } => "lookup-deadline",
             FetchError::Source(source) => {
                 let (class, reason, detail) = (source.class(), source.reason(), source.detail());
                 return StageError::new(class, reason.to_owned(), detail).with_source(error);

@@ -1,1 +1,364 @@
-//! (to be written)
+//! The data folder: who may use it, in which format it is, and where everything lies in it.
+//!
+//! ```text
+//! millstream.lock   held by the process that runs the pipeline; its process id stands inside
+//! format            the folder's format, one number
+//! bus.db            topics, subscriptions, dead letters
+//! warehouse.db      rows
+//! registry.db       devices
+//! archive.db        which objects the archive has, and which messages are in them
+//! archive/          finished objects
+//! archive-tmp/      objects that are being written
+//! ```
+//!
+//! The lock is the system's own (`flock`): it ends with the process, however that ends, and the file stays. Stores
+//! that several processes may write at a time (the device registry) rely on SQLite's locks and not on this one.
+
+use crate::Error;
+use messagepipeline::ErrorClass;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+const LOCK: &str = "millstream.lock";
+const FORMAT: &str = "format";
+/// Takes the format file's place once it is on the disk.
+const NEW_FORMAT: &str = "format.new";
+const OURS: [&str; 9] = [
+    LOCK,
+    FORMAT,
+    NEW_FORMAT,
+    "bus.db",
+    "warehouse.db",
+    "registry.db",
+    "archive.db",
+    "archive",
+    "archive-tmp",
+];
+
+/// Brings a folder from one format to the next.
+type Migration = fn(&Path) -> Result<(), Error>;
+
+/// The n-th leads from format n to format n + 1.
+const MIGRATIONS: &[Migration] = &[];
+
+/// A data folder that this process may use.
+#[derive(Debug)]
+pub struct DataFolder {
+    root: PathBuf,
+    lock: Option<File>,
+}
+
+impl DataFolder {
+    /// Takes the folder for this process, until the value is dropped. Creates it where there is none, and brings an
+    /// older format to this version's.
+    ///
+    /// # Errors
+    /// When another process has it, when its format is newer, when it holds somebody else's files, or when it cannot
+    /// be written.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let root = path.into();
+        fs::create_dir_all(&root).map_err(|error| Error::io("create the data folder", &root, error))?;
+        refuse_foreign(&root)?;
+        let lock = take_lock(&root)?;
+        try_writing(&root)?;
+        migrate(&root, MIGRATIONS)?;
+        for folder in ["archive", "archive-tmp"] {
+            let folder = root.join(folder);
+            fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
+        }
+        Ok(Self { root, lock: Some(lock) })
+    }
+
+    /// Looks at a folder, without its lock, for commands that only read. Creates and changes nothing.
+    ///
+    /// # Errors
+    /// When there is no data folder, or when its format is not this version's.
+    pub fn inspect(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let root = path.into();
+        match read_format(&root)? {
+            Some(found) if found == newest(MIGRATIONS) => Ok(Self { root, lock: None }),
+            Some(found) => Err(older(&root, found)),
+            None => Err(Error::refused(
+                ErrorClass::Configuration,
+                "no-data-folder",
+                format!(
+                    "there is no Millstream data in {}: `millstream up` creates it, `--data` names another folder",
+                    root.display()
+                ),
+            )),
+        }
+    }
+
+    /// Makes sure that the folder is there, without keeping its lock, for commands that write only to stores that
+    /// several processes may write at a time. Such a command may come before the first `up`, or beside a running one.
+    ///
+    /// # Errors
+    /// As for [`DataFolder::open`], except that another process may have the folder.
+    pub fn share(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let root = path.into();
+        if let Ok(Some(found)) = read_format(&root)
+            && found == newest(MIGRATIONS)
+        {
+            return Ok(Self { root, lock: None });
+        }
+        let folder = Self::open(root)?;
+        Ok(Self { lock: None, ..folder })
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether this process holds the lock.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// The bus: topics, subscriptions, dead letters.
+    #[must_use]
+    pub fn bus(&self) -> PathBuf {
+        self.root.join("bus.db")
+    }
+
+    /// The warehouse.
+    #[must_use]
+    pub fn warehouse(&self) -> PathBuf {
+        self.root.join("warehouse.db")
+    }
+
+    /// The device registry.
+    #[must_use]
+    pub fn registry(&self) -> PathBuf {
+        self.root.join("registry.db")
+    }
+
+    /// The archive's index.
+    #[must_use]
+    pub fn archive_index(&self) -> PathBuf {
+        self.root.join("archive.db")
+    }
+
+    /// Finished archive objects.
+    #[must_use]
+    pub fn archive(&self) -> PathBuf {
+        self.root.join("archive")
+    }
+
+    /// Archive objects that are being written; on the same file system as [`DataFolder::archive`].
+    #[must_use]
+    pub fn archive_tmp(&self) -> PathBuf {
+        self.root.join("archive-tmp")
+    }
+}
+
+/// Refuses a folder without a format that holds anything else: most likely a slip in `--data`.
+fn refuse_foreign(root: &Path) -> Result<(), Error> {
+    if root.join(FORMAT).exists() {
+        return Ok(());
+    }
+    let entries = fs::read_dir(root).map_err(|error| Error::io("read the data folder", root, error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| Error::io("read the data folder", root, error))?.file_name();
+        let name = name.to_string_lossy();
+        // Hidden files and a new volume's lost+found are nobody's data.
+        let harmless = name.starts_with('.') || name == "lost+found";
+        if !harmless && !OURS.contains(&&*name) {
+            return Err(Error::refused(
+                ErrorClass::Configuration,
+                "foreign-folder",
+                format!(
+                    "{} holds other files (`{name}`) and no Millstream data: name an empty or a new folder",
+                    root.display()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn take_lock(root: &Path) -> Result<File, Error> {
+    let path = root.join(LOCK);
+    let failed = |error| Error::io("lock", &path, error);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|error| Error::io("open", &path, error))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(locked(root, &mut file)),
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    file.set_len(0).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}
+
+fn locked(root: &Path, file: &mut File) -> Error {
+    let mut pid = String::new();
+    // The other process may be about to write it.
+    let holder = match file.take(20).read_to_string(&mut pid) {
+        Ok(_) if !pid.trim().is_empty() => format!("process {}", pid.trim()),
+        _ => "another process".to_owned(),
+    };
+    Error::refused(
+        ErrorClass::Configuration,
+        "data-folder-in-use",
+        format!(
+            "{} is in use by {holder}: stop that process, or name another folder with `--data`",
+            root.display()
+        ),
+    )
+}
+
+/// Creates and removes a file: the lock file may be writable in a folder that is not.
+fn try_writing(root: &Path) -> Result<(), Error> {
+    let probe = root.join(".write-test");
+    let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
+    written.map_err(|error| Error::io("write to the data folder", root, error))
+}
+
+fn newest(migrations: &[Migration]) -> i64 {
+    i64::try_from(migrations.len()).unwrap_or(i64::MAX - 1) + 1
+}
+
+/// The folder's format, if it has one; never a newer one than this version's.
+fn read_format(root: &Path) -> Result<Option<i64>, Error> {
+    let path = root.join(FORMAT);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", &path, error)),
+    };
+    let Some(found) = text.trim().parse::<i64>().ok().filter(|format| *format > 0) else {
+        let detail = "holds no number where the folder's format should stand: restore it from a copy";
+        return Err(Error::Inconsistent { path, detail: detail.to_owned() });
+    };
+    let supported = newest(MIGRATIONS);
+    if found > supported {
+        return Err(Error::NewerFormat { path: root.to_owned(), found, supported });
+    }
+    Ok(Some(found))
+}
+
+fn older(root: &Path, found: i64) -> Error {
+    let supported = newest(MIGRATIONS);
+    let detail =
+        format!("format {found} where this version reads {supported}: `millstream up` brings it there");
+    Error::Inconsistent { path: root.to_owned(), detail }
+}
+
+/// Brings the folder to the newest format, one step at a time; a new folder has it at once.
+fn migrate(root: &Path, migrations: &[Migration]) -> Result<(), Error> {
+    let newest = newest(migrations);
+    let Some(found) = read_format(root)? else { return write_format(root, newest) };
+    let done = usize::try_from(found - 1).unwrap_or(usize::MAX);
+    for (step, migration) in (found + 1..).zip(migrations.iter().skip(done)) {
+        tracing::info!(folder = %root.display(), format = step, "bringing the data folder to a newer format");
+        migration(root)?;
+        write_format(root, step)?;
+    }
+    Ok(())
+}
+
+fn write_format(root: &Path, format: i64) -> Result<(), Error> {
+    let (new, path) = (root.join(NEW_FORMAT), root.join(FORMAT));
+    let write = || {
+        let mut file = File::create(&new)?;
+        writeln!(file, "{format}")?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        File::open(root)?.sync_all()
+    };
+    write().map_err(|error| Error::io("write", &path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(result: Result<DataFolder, Error>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_the_folder_and_the_other_learns_which() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("new/data");
+        let folder = DataFolder::open(&path).unwrap();
+        assert!(folder.is_locked() && folder.archive().is_dir() && folder.archive_tmp().is_dir());
+        let refused = message(DataFolder::open(&path));
+        assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
+        assert!(!DataFolder::inspect(&path).unwrap().is_locked());
+        assert!(!DataFolder::share(&path).unwrap().is_locked());
+        drop(folder);
+        assert!(DataFolder::open(&path).unwrap().is_locked());
+    }
+
+    #[test]
+    fn sharing_prepares_a_new_folder_and_leaves_it_free() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("data");
+        let missing = message(DataFolder::inspect(&path));
+        assert!(missing.contains("there is no Millstream data in") && !path.exists(), "{missing}");
+        let shared = DataFolder::share(&path).unwrap();
+        assert!(DataFolder::open(&path).is_ok());
+        assert_eq!(shared.registry(), path.join("registry.db"));
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_with_what_to_do() {
+        let home = tempfile::tempdir().unwrap();
+        drop(DataFolder::open(home.path()).unwrap());
+        fs::write(home.path().join(FORMAT), "2\n").unwrap();
+        for refused in [DataFolder::open(home.path()), DataFolder::inspect(home.path())] {
+            let text = message(refused);
+            assert!(text.contains("has format 2") && text.contains("use the version"), "{text}");
+        }
+        fs::write(home.path().join(FORMAT), "two").unwrap();
+        assert!(matches!(DataFolder::share(home.path()), Err(Error::Inconsistent { .. })));
+    }
+
+    #[test]
+    fn an_older_format_is_brought_up_step_by_step() {
+        fn second(root: &Path) -> Result<(), Error> {
+            fs::write(root.join("second"), "").map_err(|error| Error::io("write", root, error))
+        }
+        fn third(root: &Path) -> Result<(), Error> {
+            assert!(root.join("second").exists());
+            Err(Error::io("do", root, io::ErrorKind::Other.into()))
+        }
+        let home = tempfile::tempdir().unwrap();
+        let format = || fs::read_to_string(home.path().join(FORMAT)).unwrap();
+        drop(DataFolder::open(home.path()).unwrap());
+        assert_eq!(format(), "1\n");
+        assert!(migrate(home.path(), &[second, third]).is_err());
+        assert_eq!(format(), "2\n", "the step that was done is not done again");
+    }
+
+    #[test]
+    fn a_folder_with_somebody_elses_files_is_refused_and_left_alone() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join(".hidden"), "").unwrap();
+        fs::write(home.path().join("thesis.tex"), "").unwrap();
+        let refused = message(DataFolder::open(home.path()));
+        assert!(refused.contains("`thesis.tex`"), "{refused}");
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_path_that_is_no_folder_is_named_in_the_error() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("file");
+        fs::write(&file, "").unwrap();
+        let refused = message(DataFolder::open(file.join("data")));
+        assert!(refused.contains("cannot create the data folder"), "{refused}");
+    }
+}

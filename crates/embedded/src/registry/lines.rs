@@ -1,0 +1,176 @@
+//! Reading devices from CSV or NDJSON, one line at a time.
+//!
+//! One line is one device in both forms, whatever it holds: a quote that is left open costs its own line and not
+//! the rest of the file, memory is bounded by the longest line, and line numbers are the editor's.
+
+use super::{Device, InvalidDevice};
+use serde_json::{Map, Value};
+use std::io::{self, BufRead, Read};
+
+/// Longest line in bytes, without its end.
+const LONGEST_LINE: usize = 64 * 1024;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Why a line gives no device.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BadLine {
+    #[error("the line is longer than {LONGEST_LINE} bytes")]
+    TooLong,
+    #[error("the line is not UTF-8")]
+    NotUtf8,
+    #[error("not a JSON object: {0}")]
+    NotJson(String),
+    #[error("a quote is left open; a quote inside quotes is written twice")]
+    OpenQuote,
+    #[error("{found} fields where the header names {expected}; a field with a comma stands in quotes")]
+    FieldCount { found: usize, expected: usize },
+    #[error(transparent)]
+    Device(#[from] InvalidDevice),
+}
+
+/// Why a whole file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BadFile {
+    #[error("cannot read it: {0}")]
+    Io(#[from] io::Error),
+    #[error(
+        "the first line must name the columns, separated by commas and `device_id` among them \
+         (`device_id,client_id,location_id,category`), or every line must be a JSON object; {0}"
+    )]
+    Header(String),
+}
+
+/// How the lines are written.
+enum Form {
+    Json,
+    /// The column names.
+    Csv(Vec<String>),
+}
+
+/// Devices of a file with their line numbers.
+pub(super) struct Lines<R> {
+    source: R,
+    form: Form,
+    line: u64,
+    buffer: Vec<u8>,
+    /// The first line of an NDJSON file, which was read to tell the form.
+    first: Option<u64>,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// Reads up to the first line that is not blank and tells the form by it.
+    pub(super) fn new(source: R) -> Result<Self, BadFile> {
+        let mut lines = Self { source, form: Form::Json, line: 0, buffer: Vec::new(), first: None };
+        if !lines.advance()?.is_some_and(|whole| whole) {
+            let found =
+                if lines.buffer.is_empty() { "the file is empty" } else { "its first line is too long" };
+            return Err(BadFile::Header(found.to_owned()));
+        }
+        if lines.buffer.trim_ascii_start().starts_with(b"{") {
+            lines.first = Some(lines.line);
+        } else {
+            lines.form = Form::Csv(header(&lines.buffer)?);
+        }
+        Ok(lines)
+    }
+
+    /// The next line that is not blank: its number, and its device or what is wrong with it.
+    pub(super) fn next(&mut self) -> io::Result<Option<(u64, Result<Device, BadLine>)>> {
+        let whole = match self.first.take() {
+            Some(_) => Some(true),
+            None => self.advance()?,
+        };
+        let Some(whole) = whole else { return Ok(None) };
+        let device = if whole { self.device() } else { Err(BadLine::TooLong) };
+        Ok(Some((self.line, device)))
+    }
+
+    fn device(&self) -> Result<Device, BadLine> {
+        let text = std::str::from_utf8(&self.buffer).map_err(|_| BadLine::NotUtf8)?;
+        let columns = match &self.form {
+            Form::Json => object(text)?,
+            Form::Csv(names) => {
+                let fields = csv_fields(text)?;
+                if fields.len() != names.len() {
+                    return Err(BadLine::FieldCount { found: fields.len(), expected: names.len() });
+                }
+                names.iter().cloned().zip(fields.iter().map(Value::from)).collect()
+            }
+        };
+        Ok(Device::from_columns(columns)?)
+    }
+
+    /// Reads the next line that is not blank into the buffer. True if the buffer holds all of it; `None` at the end.
+    fn advance(&mut self) -> io::Result<Option<bool>> {
+        loop {
+            self.buffer.clear();
+            let limit = LONGEST_LINE as u64 + 2;
+            if self.source.by_ref().take(limit).read_until(b'\n', &mut self.buffer)? == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            let ended = self.buffer.last() == Some(&b'\n');
+            if !ended && self.buffer.len() as u64 == limit {
+                self.source.skip_until(b'\n')?;
+            }
+            let end = self.buffer.trim_ascii_end().len();
+            self.buffer.truncate(end);
+            if self.line == 1 && self.buffer.starts_with(BYTE_ORDER_MARK) {
+                self.buffer.drain(..BYTE_ORDER_MARK.len());
+            }
+            if !self.buffer.is_empty() {
+                return Ok(Some(self.buffer.len() <= LONGEST_LINE));
+            }
+        }
+    }
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, BadLine> {
+    serde_json::from_str(text).map_err(|error| {
+        // The line number is ours; the column is worth keeping.
+        let text = error.to_string();
+        let what = text.split(" at line ").next().unwrap_or(&text);
+        BadLine::NotJson(format!("{what}, at column {}", error.column()))
+    })
+}
+
+fn csv_fields(text: &str) -> Result<csv::StringRecord, BadLine> {
+    if text.bytes().filter(|byte| *byte == b'"').count() % 2 == 1 {
+        return Err(BadLine::OpenQuote);
+    }
+    let mut reader =
+        csv::ReaderBuilder::new().has_headers(false).buffer_capacity(text.len()).from_reader(text.as_bytes());
+    let mut record = csv::StringRecord::new();
+    // One line of text in memory cannot fail to read; were it so, the field count would tell.
+    let _ = reader.read_record(&mut record);
+    Ok(record)
+}
+
+fn header(line: &[u8]) -> Result<Vec<String>, BadFile> {
+    let text = std::str::from_utf8(line).map_err(|_| BadFile::Header("it is not UTF-8".to_owned()))?;
+    let fields = csv_fields(text).map_err(|error| BadFile::Header(error.to_string()))?;
+    let names: Vec<String> = fields.iter().map(|name| name.trim().to_owned()).collect();
+    for (position, name) in names.iter().enumerate() {
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return Err(BadFile::Header(format!("its column {} has no usable name", position + 1)));
+        }
+        if names[..position].contains(name) {
+            return Err(BadFile::Header(format!("it names `{name}` twice")));
+        }
+    }
+    if !names.iter().any(|name| name == "device_id") {
+        return Err(BadFile::Header(format!("it names {}", quoted(&names))));
+    }
+    Ok(names)
+}
+
+/// The names for an error, cut where they stop being of use.
+fn quoted(names: &[String]) -> String {
+    let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{}`", cut(name))).collect();
+    let more = if names.len() > shown.len() { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+fn cut(name: &str) -> &str {
+    &name[..name.floor_char_boundary(40)]
+}
