@@ -41,6 +41,8 @@ pub const MQTT_BROKER_CONNECTS: &str = "millstream_mqtt_broker_connects_total";
 pub const MQTT_BROKER_REDELIVERED: &str = "millstream_mqtt_broker_redelivered_total";
 /// Counter: reconnections at which the outside broker had forgotten the session.
 pub const MQTT_BROKER_SESSIONS_LOST: &str = "millstream_mqtt_broker_sessions_lost_total";
+/// Counter: device ids found in a topic or payload that cannot be used (too long, empty, control characters).
+pub const DEVICE_IDS_REFUSED: &str = "millstream_device_ids_refused_total";
 
 /// Gauge: messages of a subscription that are not settled. Label `subscription`.
 pub const BUS_BACKLOG: &str = "millstream_bus_backlog_messages";

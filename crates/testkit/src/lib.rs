@@ -5,4 +5,5 @@ pub mod cache_suite;
 pub mod consumer_suite;
 pub mod faults;
 pub mod memory;
+pub mod servers;
 pub mod sink_suite;

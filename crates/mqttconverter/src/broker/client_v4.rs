@@ -23,7 +23,11 @@ pub(super) fn connect(options: &BrokerOptions, out: &mut BytesMut) -> Result<(),
     write(&Packet::Connect(connect), out)
 }
 
-pub(super) fn subscribe(packet_id: u16, topics: &[Subscription], out: &mut BytesMut) -> Result<(), BrokerError> {
+pub(super) fn subscribe(
+    packet_id: u16,
+    topics: &[Subscription],
+    out: &mut BytesMut,
+) -> Result<(), BrokerError> {
     let filters = topics.iter().map(|subscription| {
         let qos = if subscription.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
         v4::SubscribeFilter::new(subscription.filter.clone(), qos)

@@ -35,7 +35,11 @@ pub(super) fn connect(options: &BrokerOptions, out: &mut BytesMut) -> Result<(),
     write(&Packet::Connect(connect, None, auth), out)
 }
 
-pub(super) fn subscribe(packet_id: u16, topics: &[Subscription], out: &mut BytesMut) -> Result<(), BrokerError> {
+pub(super) fn subscribe(
+    packet_id: u16,
+    topics: &[Subscription],
+    out: &mut BytesMut,
+) -> Result<(), BrokerError> {
     let filters = topics.iter().map(|subscription| {
         let qos = if subscription.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
         let mut filter = v5::SubscribeFilter::new(subscription.filter.clone(), qos);
@@ -74,7 +78,9 @@ pub(super) fn read(buffer: &mut BytesMut, max_packet_size: u32) -> Result<Option
             retain: publish.retain,
             properties: publish.properties.map(Box::new),
         }),
-        Packet::Disconnect(disconnect) => Incoming::Disconnect(spell(&format!("{:?}", disconnect.reason_code))),
+        Packet::Disconnect(disconnect) => {
+            Incoming::Disconnect(spell(&format!("{:?}", disconnect.reason_code)))
+        }
         _ => Incoming::Alive,
     }))
 }

@@ -92,7 +92,9 @@ impl Connection {
         loop {
             match self.client.read(&mut self.input) {
                 Ok(Some(Incoming::ConnAck(ack))) => return Ok(ack),
-                Ok(Some(_)) => return Err(BrokerError::Protocol("the first packet is not CONNACK".to_owned())),
+                Ok(Some(_)) => {
+                    return Err(BrokerError::Protocol("the first packet is not CONNACK".to_owned()));
+                }
                 Ok(None) => {}
                 Err(error) => return Err(hint_at_version(error)),
             }
@@ -193,7 +195,12 @@ impl Connection {
 
     /// Sends PINGREQ when due, and finds out whether the broker is gone. While it is we who do not read, silence says
     /// nothing about the broker.
-    fn check_timers(&mut self, timers: &mut Timers, reads: bool, writes: bool) -> Result<Instant, BrokerError> {
+    fn check_timers(
+        &mut self,
+        timers: &mut Timers,
+        reads: bool,
+        writes: bool,
+    ) -> Result<Instant, BrokerError> {
         let now = Instant::now();
         if now >= timers.ping {
             timers.ping = now + self.keep_alive / 2;

@@ -1,12 +1,13 @@
 //! The broker as a consumer.
 
+use super::BrokerError;
 use super::backoff::Backoff;
 use super::client::Client;
 use super::connection::Target;
 use super::network::{Network, Shared, Subscriber};
-use super::options::{Address, BrokerOptions, Mistake};
+use super::options::{Address, BrokerOptions};
 use super::session::{Limits, Session};
-use super::BrokerError;
+use crate::routing::Mistake;
 use crate::tls;
 use messagepipeline::{Chunk, Clock, Consumer, IdGenerator, Settle, StageError, StageHealth};
 use parking_lot::Mutex;

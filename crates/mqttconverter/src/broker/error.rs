@@ -1,6 +1,6 @@
 //! What can go wrong between Millstream and an outside broker.
 
-use super::Mistake;
+use crate::routing::Mistake;
 use crate::tls::TlsError;
 use messagepipeline::{ErrorClass, StageError};
 use std::time::Duration;

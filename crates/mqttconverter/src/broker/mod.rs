@@ -40,4 +40,4 @@ mod session;
 
 pub use consumer::{BrokerConsumer, BrokerParts};
 pub use error::BrokerError;
-pub use options::{BrokerOptions, Mistake, Protocol, Secret, Subscription};
+pub use options::{BrokerOptions, Protocol, Secret, Subscription};

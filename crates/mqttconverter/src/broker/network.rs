@@ -205,7 +205,9 @@ impl Subscriber {
             let filter = &subscription.filter;
             match grant {
                 Ok(qos) if *qos >= subscription.qos => {}
-                Ok(qos) => warn!(filter, asked = subscription.qos, granted = qos, "the broker grants a lower QoS"),
+                Ok(qos) => {
+                    warn!(filter, asked = subscription.qos, granted = qos, "the broker grants a lower QoS")
+                }
                 Err(reason) => {
                     error!(filter, reason, "the broker refuses a subscription");
                     refused.push((subscription, reason.clone()));
@@ -217,8 +219,10 @@ impl Subscriber {
             self.health.ready();
             return Ok(());
         }
-        let texts: Vec<_> =
-            refused.iter().map(|(subscription, reason)| format!("`{}` ({reason})", subscription.filter)).collect();
+        let texts: Vec<_> = refused
+            .iter()
+            .map(|(subscription, reason)| format!("`{}` ({reason})", subscription.filter))
+            .collect();
         self.health.not_ready(format!("the broker refuses the subscription to {}", texts.join(", ")));
         self.missing = refused.into_iter().map(|(subscription, _)| subscription).collect();
         self.due = Some(now + self.retry);

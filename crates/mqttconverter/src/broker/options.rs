@@ -1,5 +1,6 @@
 //! What the broker client is told.
 
+use crate::routing::Mistake;
 use crate::tls::ClientTls;
 use crate::topic::TopicFilter;
 use std::fmt;
@@ -34,29 +35,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// One mistake in the settings: where, and what would be right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// Path of the setting, as in `topics[1].filter`.
-    pub path: String,
-    /// What is wrong and what would be right.
-    pub message: String,
-}
-
-impl Mistake {
-    pub(crate) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into() }
-    }
-}
-
-impl fmt::Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
-    }
-}
-
 /// The version of MQTT that is spoken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 pub enum Protocol {
     /// MQTT 5.
     #[default]
@@ -165,8 +147,10 @@ impl BrokerOptions {
             let message = "is missing: the broker keeps what was not acknowledged under the client id, so it must be \
                            fixed, and another one for each replica";
             mistakes.push(Mistake::new("client_id", message));
-        } else if self.client_id.len() > usize::from(u16::MAX) || self.client_id.chars().any(char::is_control) {
-            mistakes.push(Mistake::new("client_id", "must be at most 65,535 bytes without control characters"));
+        } else if self.client_id.len() > usize::from(u16::MAX) || self.client_id.chars().any(char::is_control)
+        {
+            mistakes
+                .push(Mistake::new("client_id", "must be at most 65,535 bytes without control characters"));
         }
         if self.password.is_some() && self.username.is_none() {
             mistakes.push(Mistake::new("username", "is missing, but a password is given"));
@@ -178,13 +162,15 @@ impl BrokerOptions {
         }
         let plain = Address::parse(&self.url).is_ok_and(|address| !address.tls);
         if plain && self.tls != ClientTls::default() {
-            mistakes.push(Mistake::new("url", "starts with mqtt://, but TLS files are given; write mqtts://"));
+            mistakes
+                .push(Mistake::new("url", "starts with mqtt://, but TLS files are given; write mqtts://"));
         }
     }
 
     fn check_topics(&self, mistakes: &mut Vec<Mistake>) {
         if self.topics.is_empty() {
-            mistakes.push(Mistake::new("topics", "is empty; name at least one filter, for example devices/#"));
+            mistakes
+                .push(Mistake::new("topics", "is empty; name at least one filter, for example devices/#"));
         }
         for (index, subscription) in self.topics.iter().enumerate() {
             if let Err(error) = TopicFilter::parse(&subscription.filter) {
@@ -211,7 +197,8 @@ impl BrokerOptions {
             mistakes.push(Mistake::new("keep_alive", message));
         }
         if self.session_expiry.as_secs() == 0 {
-            let message = "must be at least 1 s: without a session what was not acknowledged is lost on reconnect";
+            let message =
+                "must be at least 1 s: without a session what was not acknowledged is lost on reconnect";
             mistakes.push(Mistake::new("session_expiry", message));
         }
         if self.window_messages == 0 {
@@ -246,7 +233,9 @@ impl Address {
         if url.is_empty() {
             return Err(format!("is missing; {FORM}"));
         }
-        let Some((scheme, rest)) = url.split_once("://") else { return Err(format!("has no scheme; {FORM}")) };
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err(format!("has no scheme; {FORM}"));
+        };
         let tls = match scheme {
             "mqtt" | "tcp" => false,
             "mqtts" | "ssl" => true,
@@ -299,14 +288,22 @@ mod tests {
         options.keep_alive = Duration::ZERO;
         let mistakes = options.mistakes();
         let paths: Vec<_> = mistakes.iter().map(|mistake| mistake.path.as_str()).collect();
-        let expected =
-            ["url", "client_id", "username", "topics[0].filter", "topics[1].filter", "topics[2].qos", "keep_alive"];
+        let expected = [
+            "url",
+            "client_id",
+            "username",
+            "topics[0].filter",
+            "topics[1].filter",
+            "topics[2].qos",
+            "keep_alive",
+        ];
         assert_eq!(paths, expected);
     }
 
     #[test]
     fn anonymous_connections_and_tls_files_without_tls_need_a_word_of_the_user() {
-        let mut options = BrokerOptions::new("mqtt://broker", "ingest-1", vec![subscription("$share/g/a/#", 1)]);
+        let mut options =
+            BrokerOptions::new("mqtt://broker", "ingest-1", vec![subscription("$share/g/a/#", 1)]);
         assert_eq!(options.mistakes().len(), 1);
         options.allow_anonymous = true;
         assert_eq!(options.mistakes(), []);
@@ -321,7 +318,9 @@ mod tests {
         let parse = |url: &str| Address::parse(url).map(|address| (address.host, address.port, address.tls));
         assert_eq!(parse("mqtt://broker"), Ok(("broker".to_owned(), 1883, false)));
         assert_eq!(parse("mqtts://[::1]:99/"), Ok(("::1".to_owned(), 99, true)));
-        for wrong in ["", "broker", "mqtt://", "mqtt://a:b", "mqtt://a:0", "mqtt://u:p@a", "mqtt://a/b", "mqtt://[::1"] {
+        for wrong in
+            ["", "broker", "mqtt://", "mqtt://a:b", "mqtt://a:0", "mqtt://u:p@a", "mqtt://a/b", "mqtt://[::1"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
