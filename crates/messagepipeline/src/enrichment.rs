@@ -42,7 +42,10 @@ impl Enrichment {
         if fields.is_empty() {
             return Ok(Self(None));
         }
-        Ok(Self(Some(Arc::new(Document { text: OnceLock::from(Box::from(text)), fields: OnceLock::from(fields) }))))
+        Ok(Self(Some(Arc::new(Document {
+            text: OnceLock::from(Box::from(text)),
+            fields: OnceLock::from(fields),
+        }))))
     }
 
     /// Whether nothing was added.

@@ -23,12 +23,14 @@ pub struct Item<T> {
     /// The transformer's value.
     pub value: T,
     pub(crate) token: Token,
+    /// Which of the service's origins is told the verdict.
+    pub(crate) origin: usize,
 }
 
 impl<T> Item<T> {
     /// An item outside a service, for tests of processors.
     pub fn detached(message: Message, value: T) -> Self {
-        Self { message, value, token: Token(u64::MAX) }
+        Self { message, value, token: Token(u64::MAX), origin: 0 }
     }
 }
 

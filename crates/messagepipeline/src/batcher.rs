@@ -1,0 +1,182 @@
+//! Grouping without keys, as pure state: a function of what is added and of the `now` handed in.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// When a group is flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Items in a group, at most; zero counts as one.
+    pub count: usize,
+    /// Bytes in a group, at most; an item that alone is larger makes a group of its own.
+    pub bytes: usize,
+    /// Time from a group's first item until it is flushed, at most. Zero: no lingering, a group is flushed as soon as
+    /// the consumer has nothing ready at once.
+    pub age: Duration,
+    /// Bytes that the service holds in open groups and in calls in flight, together. At this budget the oldest group
+    /// is flushed, and nothing more is received until a call has ended.
+    pub budget: usize,
+}
+
+impl Default for BatchLimits {
+    /// 1,000 items (a commit or a request costs the same for one item as for hundreds), 4 MiB (below the request
+    /// limits of the services we write to), 1 s, 64 MiB.
+    fn default() -> Self {
+        Self { count: 1_000, bytes: 4 << 20, age: Duration::from_secs(1), budget: 64 << 20 }
+    }
+}
+
+/// Why a group was flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlushReason {
+    /// It reached its count.
+    Count,
+    /// It reached its bytes.
+    Bytes,
+    /// It reached its age.
+    Age,
+    /// It was the oldest when all groups together reached the byte budget.
+    Memory,
+    /// The consumer had nothing ready at once.
+    Idle,
+    /// The service stops, or its source has ended.
+    Shutdown,
+}
+
+impl FlushReason {
+    /// The word in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Bytes => "bytes",
+            Self::Age => "age",
+            Self::Memory => "memory",
+            Self::Idle => "idle",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// A group that was flushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flush<T> {
+    /// Its items, in the order in which they were added.
+    pub items: Vec<T>,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Why it was flushed.
+    pub reason: FlushReason,
+}
+
+/// A group that is open, and the rules that close it; both batchers are made of these.
+#[derive(Debug)]
+pub(crate) struct Group<T> {
+    items: Vec<T>,
+    bytes: usize,
+    opened: Instant,
+}
+
+impl<T> Group<T> {
+    pub(crate) fn open(now: Instant) -> Self {
+        Self { items: Vec::new(), bytes: 0, opened: now }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether an item of `bytes` bytes still fits; the first one always does.
+    pub(crate) fn fits(&self, bytes: usize, limits: &BatchLimits) -> bool {
+        self.items.is_empty() || self.bytes.saturating_add(bytes) <= limits.bytes
+    }
+
+    /// Adds an item; answers why the group is full now, if it is.
+    pub(crate) fn push(&mut self, item: T, bytes: usize, limits: &BatchLimits) -> Option<FlushReason> {
+        self.items.push(item);
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.items.len() >= limits.count {
+            Some(FlushReason::Count)
+        } else if self.bytes >= limits.bytes {
+            Some(FlushReason::Bytes)
+        } else {
+            None
+        }
+    }
+
+    /// When it reaches its age; `None` if it never does.
+    pub(crate) fn deadline(&self, limits: &BatchLimits) -> Option<Instant> {
+        if limits.age.is_zero() { None } else { self.opened.checked_add(limits.age) }
+    }
+
+    pub(crate) fn is_due(&self, limits: &BatchLimits, now: Instant) -> bool {
+        self.deadline(limits).is_some_and(|deadline| deadline <= now)
+    }
+
+    pub(crate) fn flush(self, reason: FlushReason) -> Flush<T> {
+        Flush { items: self.items, bytes: self.bytes, reason }
+    }
+}
+
+/// One group at a time, without keys.
+#[derive(Debug)]
+pub struct Batcher<T> {
+    limits: BatchLimits,
+    group: Option<Group<T>>,
+}
+
+impl<T> Batcher<T> {
+    /// An empty batcher.
+    #[must_use]
+    pub fn new(limits: BatchLimits) -> Self {
+        Self { limits, group: None }
+    }
+
+    /// Adds an item that counts for `bytes`; hands every group that is full thereby to `flushed`.
+    pub fn add(&mut self, item: T, bytes: usize, now: Instant, mut flushed: impl FnMut(Flush<T>)) {
+        if let Some(full) = self.group.take_if(|group| !group.fits(bytes, &self.limits)) {
+            flushed(full.flush(FlushReason::Bytes));
+        }
+        let group = self.group.get_or_insert_with(|| Group::open(now));
+        if let Some(reason) = group.push(item, bytes, &self.limits)
+            && let Some(full) = self.group.take()
+        {
+            flushed(full.flush(reason));
+        }
+    }
+
+    /// The group, if it has reached its age.
+    pub fn pop_due(&mut self, now: Instant) -> Option<Flush<T>> {
+        let due = self.group.take_if(|group| group.is_due(&self.limits, now))?;
+        Some(due.flush(FlushReason::Age))
+    }
+
+    /// The group, if it and `elsewhere` bytes have reached the budget.
+    pub fn pop_over_budget(&mut self, elsewhere: usize) -> Option<Flush<T>> {
+        let is_over = self.bytes().saturating_add(elsewhere) >= self.limits.budget;
+        if is_over { self.pop_oldest(FlushReason::Memory) } else { None }
+    }
+
+    /// The group, if there is one.
+    pub fn pop_oldest(&mut self, reason: FlushReason) -> Option<Flush<T>> {
+        self.group.take().map(|group| group.flush(reason))
+    }
+
+    /// When the group reaches its age.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.group.as_ref()?.deadline(&self.limits)
+    }
+
+    /// Bytes in the group.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.group.as_ref().map_or(0, Group::bytes)
+    }
+
+    /// Whether no group is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.group.is_none()
+    }
+}
