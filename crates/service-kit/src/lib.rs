@@ -1,1 +1,39 @@
 //! What every Millstream program shares: configuration, telemetry, signals, drain and the admin HTTP server.
+//!
+//! A program is a list of steps:
+//!
+//! ```no_run
+//! use messagepipeline::{Health, Shutdown};
+//! use service_kit::{Exit, Signals, Tasks, admin, config, telemetry};
+//! # use schemars::JsonSchema;
+//! # use serde::Deserialize;
+//! # #[derive(Deserialize, JsonSchema)]
+//! # struct Config { #[serde(default)] log: telemetry::LogSettings }
+//! # async fn ingest(_: Shutdown) -> Result<(), std::io::Error> { Ok(()) }
+//! # async fn program() -> Result<Exit, Box<dyn std::error::Error>> {
+//! // load the configuration: every mistake at once, before anything is opened
+//! let source = config::Source::file("millstream.yaml")?;
+//! let loaded = config::load::<Config>(&source, &std::env::vars().collect(), &[])?;
+//! // telemetry
+//! let metrics = telemetry::init(&loaded.value.log, telemetry::Verbosity::default())?;
+//! // build
+//! let (health, shutdown) = (Health::new(), Shutdown::new());
+//! let routes = admin::router(health.clone(), shutdown.clone(), metrics.clone());
+//! let admin = admin::serve(([127, 0, 0, 1], 8080).into(), routes).await?;
+//! let mut tasks = Tasks::new(shutdown.clone());
+//! tasks.spawn("ingestion", ingest(shutdown.clone()));
+//! // run until a signal or the first failure, then drain
+//! let outcome = tasks.run(Signals::os()?, config::Duration::from_secs(25).get()).await;
+//! admin.stop().await;
+//! # Ok(outcome.exit())
+//! # }
+//! ```
+
+pub mod admin;
+pub mod config;
+mod run;
+mod signals;
+pub mod telemetry;
+
+pub use run::{Exit, Failure, Outcome, Tasks};
+pub use signals::{Signal, Signals};

@@ -1,0 +1,76 @@
+//! Mistakes and warnings that only the program can see.
+
+use super::path::{Path, Step};
+use super::problem::{ConfigErrors, Place, Problem, sort};
+use super::tree::Node;
+use std::sync::Arc;
+
+/// Finds places in a loaded configuration.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub(super) file: Arc<str>,
+    pub(super) root: Node,
+}
+
+impl Places {
+    pub(super) fn locate(&self, path: &Path) -> Place {
+        self.root.nearest(path).map_or_else(|| Place::Default(self.file.clone()), |spot| spot.place(&self.file))
+    }
+}
+
+/// Collects mistakes and warnings about a loaded configuration, each with its place.
+///
+/// Keys are JSON Pointers, relative to the section at hand.
+#[derive(Clone, Debug)]
+pub struct Check {
+    places: Places,
+    section: Vec<Step>,
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+impl Check {
+    pub(super) fn new(places: Places) -> Self {
+        Self { places, section: Vec::new(), errors: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// A mistake: the program will not start. `message` says what is wrong and what would be right.
+    pub fn error(&mut self, pointer: &str, message: impl Into<String>) {
+        let problem = self.problem(pointer, message.into());
+        self.errors.push(problem);
+    }
+
+    /// Something that works, though hardly as meant.
+    pub fn warn(&mut self, pointer: &str, message: impl Into<String>) {
+        let problem = self.problem(pointer, message.into());
+        self.warnings.push(problem);
+    }
+
+    /// Checks a section by itself: keys given within `check` count from `pointer`.
+    pub fn section<R>(&mut self, pointer: &str, check: impl FnOnce(&mut Self) -> R) -> R {
+        let outer = self.section.len();
+        self.section.extend(Path::from_pointer(pointer).0);
+        let result = check(self);
+        self.section.truncate(outer);
+        result
+    }
+
+    /// The warnings, in the order of the file, if there was no mistake.
+    ///
+    /// # Errors
+    /// All mistakes and the warnings.
+    pub fn finish(self) -> Result<Vec<Problem>, ConfigErrors> {
+        if self.errors.is_empty() {
+            let mut warnings = self.warnings;
+            sort(&mut warnings);
+            return Ok(warnings);
+        }
+        Err(ConfigErrors::new(self.errors, self.warnings))
+    }
+
+    fn problem(&self, pointer: &str, message: String) -> Problem {
+        let mut path = Path(self.section.clone());
+        path.0.extend(Path::from_pointer(pointer).0);
+        Problem::new(self.places.locate(&path), &path, message)
+    }
+}

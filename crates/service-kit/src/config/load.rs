@@ -1,0 +1,79 @@
+//! The way from text to a checked value.
+
+use super::check::{Check, Places};
+use super::overrides::{self, Override};
+use super::path::{Path, Step};
+use super::problem::{ConfigErrors, Place, Problem};
+use super::source::Source;
+use super::{expand, schema, validate, yaml};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+
+/// A configuration that fits its type, with the places of its keys.
+#[derive(Clone, Debug)]
+pub struct Loaded<T> {
+    /// The configuration.
+    pub value: T,
+    places: Places,
+}
+
+impl<T> Loaded<T> {
+    /// Where the value at `pointer` (JSON Pointer) was given; for a default, its nearest section in the file.
+    #[must_use]
+    pub fn locate(&self, pointer: &str) -> Place {
+        self.places.locate(&Path::from_pointer(pointer))
+    }
+
+    /// A collector for mistakes and warnings that only the program can see.
+    #[must_use]
+    pub fn check(&self) -> Check {
+        Check::new(self.places.clone())
+    }
+}
+
+/// Reads a configuration: YAML, then the environment's values, then `overrides` (the last one for a key counts),
+/// then the check against the type.
+///
+/// `environment` is what `${VAR}` sees. Nothing is opened but the files of [`Secret`](super::Secret)s.
+///
+/// # Errors
+/// Every mistake with its place.
+pub fn load<T: DeserializeOwned + JsonSchema>(
+    source: &Source,
+    environment: &HashMap<String, String, impl BuildHasher>,
+    overrides: &[Override],
+) -> Result<Loaded<T>, ConfigErrors> {
+    let environment = environment.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut problems = Vec::new();
+    let Some(mut root) = yaml::parse(source, &mut problems) else {
+        return Err(ConfigErrors::new(problems, Vec::new()));
+    };
+    overrides::apply(&mut root, overrides, &mut problems);
+    expand::expand(&mut root, &Path::default(), &source.name, &environment, &mut problems);
+    let places = Places { file: source.name.clone(), root };
+    let value = validate::validate(&schema::schema::<T>(), &places, &mut problems);
+    if !problems.is_empty() {
+        return Err(ConfigErrors::new(problems, Vec::new()));
+    }
+    match serde_path_to_error::deserialize(value) {
+        Ok(value) => Ok(Loaded { value, places }),
+        Err(error) => {
+            let path = key_path(error.path());
+            let problem = Problem::new(places.locate(&path), &path, error.into_inner().to_string());
+            Err(ConfigErrors::new(vec![problem], Vec::new()))
+        }
+    }
+}
+
+fn key_path(path: &serde_path_to_error::Path) -> Path {
+    let steps = path.iter().filter_map(|segment| match segment {
+        Segment::Seq { index } => Some(Step::Index(*index)),
+        Segment::Map { key } => Some(Step::Key(key.clone())),
+        // A variant is written as a key only where it holds the value; its content's path is the nearest place.
+        Segment::Enum { .. } | Segment::Unknown => None,
+    });
+    Path(steps.collect())
+}
