@@ -39,7 +39,10 @@ mod retry;
 mod service;
 mod settle;
 mod shutdown;
+mod single;
+mod slots;
 mod stage;
+mod streaming;
 mod time;
 mod transform;
 mod transformer;
@@ -62,6 +65,7 @@ pub use retry::{Backoff, RetryPolicy};
 pub use service::{Running, ServiceError, ServiceOptions, Summary};
 pub use settle::{Ack, Chunk, Delivery, Settle, Settlement, Token, Verdict};
 pub use shutdown::Shutdown;
+pub use streaming::StreamingService;
 pub use time::{Clock, ManualClock, SystemClock, Timestamp};
 pub use transformer::{Outcome, PayloadSize, TransformFn, Transformer, transform_fn};
 

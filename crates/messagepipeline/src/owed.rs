@@ -57,6 +57,7 @@ impl Owed<Delivery> {
         let mut owed = Self::empty(stage);
         owed.entries = entries;
         owed.ledger.decided = vec![false; count];
+        owed.ledger.noted.reserve(count);
         owed.ledger.origins.push((settle, count));
         owed
     }

@@ -5,5 +5,6 @@ pub mod cache_suite;
 pub mod consumer_suite;
 pub mod faults;
 pub mod memory;
+pub mod processors;
 pub mod servers;
 pub mod sink_suite;
