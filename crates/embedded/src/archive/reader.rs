@@ -1,0 +1,231 @@
+//! Reading the archive beside the process that fills it: figures for the books, and the proof by the objects.
+
+use super::index::SCHEMA;
+use crate::{Error, sqlite};
+use icestore::{decode_line, decompress, payload_fingerprint};
+use messagepipeline::{Digest, MessageId};
+use rusqlite::{Connection, OptionalExtension, params};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// Ids read at a time.
+const PAGE: i64 = 10_000;
+/// Problems told apart; a folder that is gone has one per object.
+const MAX_PROBLEMS: usize = 1_000;
+/// A line holds one message, and no message is near this.
+const MAX_LINE: u64 = 1024 * 1024 * 1024;
+
+/// A read-only view of an archive. All its calls read the disk before they return.
+#[derive(Debug)]
+pub struct ArchiveReader {
+    connection: Connection,
+    index: PathBuf,
+    folder: PathBuf,
+    temporary: PathBuf,
+}
+
+/// Figures of an archive, from its index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArchiveSummary {
+    /// Objects, pending ones included.
+    pub objects: u64,
+    /// Objects that are listed and not yet in their places.
+    pub pending: u64,
+    /// Bytes of the objects, compressed.
+    pub bytes: u64,
+    /// Digest of the ids in them; its count is the number of lines.
+    pub digest: Digest,
+}
+
+/// One object, as the index lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectEntry {
+    /// Name below the archive folder.
+    pub name: String,
+    /// Its file: in its place, or in the temporary folder while it is pending.
+    pub path: PathBuf,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Digest of the ids in it; its count is the number of lines.
+    pub digest: Digest,
+    /// Whether it is pending.
+    pub pending: bool,
+    number: i64,
+}
+
+/// What reading all objects again has shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// Objects read.
+    pub objects: u64,
+    /// Digest of the ids found in them.
+    pub digest: Digest,
+    /// What is wrong, for people; at most 1,000 of them.
+    pub problems: Vec<String>,
+}
+
+impl ArchiveReader {
+    /// Opens the archive with the index `index` and the folders `folder` and `temporary`.
+    ///
+    /// # Errors
+    /// When the index is missing or of another kind.
+    pub fn open(index: &Path, folder: &Path, temporary: &Path) -> Result<Self, Error> {
+        let connection = sqlite::open_reader(index, &SCHEMA)?;
+        Ok(Self {
+            connection,
+            index: index.to_owned(),
+            folder: folder.to_owned(),
+            temporary: temporary.to_owned(),
+        })
+    }
+
+    /// Figures of all objects.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn summary(&self) -> Result<ArchiveSummary, Error> {
+        let mut summary = ArchiveSummary::default();
+        self.objects(&mut |object| {
+            summary.objects += 1;
+            summary.pending += u64::from(object.pending);
+            summary.bytes += object.bytes;
+            summary.digest += object.digest;
+            Ok(())
+        })?;
+        Ok(summary)
+    }
+
+    /// Hands every object to `visit`, in the order in which they were archived.
+    ///
+    /// # Errors
+    /// When the index cannot be read, or the error of `visit`.
+    pub fn objects(&self, visit: &mut dyn FnMut(ObjectEntry) -> Result<(), Error>) -> Result<(), Error> {
+        let located = |error: rusqlite::Error| Error::from(error).at(&self.index);
+        let sql = "SELECT id, name, temporary, bytes, lines, digest FROM objects ORDER BY id";
+        let mut select = self.connection.prepare_cached(sql).map_err(located)?;
+        let mut rows = select.query([]).map_err(located)?;
+        while let Some(row) = rows.next().map_err(located)? {
+            visit(self.entry(row).map_err(located)?)?;
+        }
+        Ok(())
+    }
+
+    fn entry(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<ObjectEntry> {
+        let name: String = row.get(1)?;
+        let temporary: Option<String> = row.get(2)?;
+        let path = match &temporary {
+            // Renamed, and the index not yet told.
+            Some(file) if self.temporary.join(file).exists() => self.temporary.join(file),
+            _ => self.folder.join(&name),
+        };
+        let digest = Digest {
+            count: row.get::<_, i64>(4)?.cast_unsigned(),
+            sum: row.get::<_, i64>(5)?.cast_unsigned(),
+        };
+        let bytes = row.get::<_, i64>(3)?.cast_unsigned();
+        Ok(ObjectEntry { name, path, bytes, digest, pending: temporary.is_some(), number: row.get(0)? })
+    }
+
+    /// All ids in rising order. Memory does not grow with their number; ids that come while it runs may or may not
+    /// be in it.
+    pub fn ids(&self) -> impl Iterator<Item = Result<MessageId, Error>> + '_ {
+        let mut page = Vec::new().into_iter();
+        let mut after: Vec<u8> = Vec::new();
+        let mut failed = false;
+        std::iter::from_fn(move || {
+            if page.len() == 0 && !failed {
+                match self.page(&after) {
+                    Ok(ids) => page = ids.into_iter(),
+                    Err(error) => {
+                        failed = true;
+                        return Some(Err(error));
+                    }
+                }
+            }
+            let id = MessageId::from_bytes(page.next()?);
+            after = id.as_bytes().to_vec();
+            Some(Ok(id))
+        })
+    }
+
+    fn page(&self, after: &[u8]) -> Result<Vec<[u8; 16]>, Error> {
+        let read = || {
+            let sql = "SELECT id FROM object_ids WHERE id > ?1 ORDER BY id LIMIT ?2";
+            let mut select = self.connection.prepare_cached(sql)?;
+            select.query_map(params![after, PAGE], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
+        };
+        read().map_err(|error| Error::from(error).at(&self.index))
+    }
+
+    /// Reads every object again and compares its lines with the index: ids, payloads, counts. An object that is
+    /// damaged or gone is a problem, not an error.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn verify(&self) -> Result<Verification, Error> {
+        let mut verification = Verification::default();
+        self.objects(&mut |object| {
+            verification.objects += 1;
+            let mut found = Digest::default();
+            let outcome = self.verify_object(&object, &mut found)?;
+            verification.digest += found;
+            let problem = match outcome {
+                Some(problem) => problem,
+                None if found != object.digest => {
+                    format!("{} lines with digest {found}, listed with {}", found.count, object.digest)
+                }
+                None => return Ok(()),
+            };
+            if verification.problems.len() < MAX_PROBLEMS {
+                verification.problems.push(format!("{}: {problem}", object.path.display()));
+            }
+            Ok(())
+        })?;
+        Ok(verification)
+    }
+
+    /// What is wrong with one object, if anything; adds the ids of its lines to `found`.
+    fn verify_object(&self, object: &ObjectEntry, found: &mut Digest) -> Result<Option<String>, Error> {
+        let file = match File::open(&object.path) {
+            Ok(file) => file,
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let mut lines = match decompress(&object.name, file) {
+            Ok(lines) => BufReader::with_capacity(64 * 1024, lines),
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let mut line = Vec::new();
+        for number in 1_u64.. {
+            line.clear();
+            match (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return Ok(Some(format!("line {number}: {error}"))),
+            }
+            let message = match decode_line(&line) {
+                Ok(message) => message,
+                Err(error) => return Ok(Some(format!("line {number}: {error}"))),
+            };
+            found.insert(&message.id);
+            let fingerprint = payload_fingerprint(&message.payload);
+            if !self.is_listed(&message.id, object.number, fingerprint)? {
+                return Ok(Some(format!(
+                    "line {number}: message {} is not listed in this object so",
+                    message.id
+                )));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_listed(&self, id: &MessageId, object: i64, fingerprint: u64) -> Result<bool, Error> {
+        let read = || {
+            let sql = "SELECT object, fingerprint FROM object_ids WHERE id = ?1";
+            let mut select = self.connection.prepare_cached(sql)?;
+            select.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+        };
+        let listed: Option<(i64, i64)> = read().map_err(|error| Error::from(error).at(&self.index))?;
+        Ok(listed == Some((object, fingerprint.cast_signed())))
+    }
+}
