@@ -1,1 +1,149 @@
-//! (to be written)
+//! The MQTT endpoint of the embedded default: devices connect to Millstream itself, with MQTT 3.1.1 or 5.
+//!
+//! ```text
+//!  socket ─► Wire ─► Packet ─► Gate (topic, rights) ─► Window ─► Budget ─► channel ─► EndpointConsumer::next
+//!    ▲                                                    │                                     │
+//!    └── PUBACK, in order of receipt ◄── Connection ◄── Window ◄───────── Settle (by token) ◄── verdict
+//! ```
+//!
+//! It is an ingress and no broker: it takes publishes at QoS 0 and 1, wills included, and answers everything else
+//! with the code the specification has for it. A PUBACK is written only after the pipeline has acknowledged.
+//!
+//! **Bounds.** Per client the receive maximum (announced in MQTT 5; a 3.1.1 client is not read from while its window
+//! is full), which also bounds the distance between its newest and oldest message; over all clients a budget of
+//! messages and bytes, held from before a message is handed out until its verdict. At the bounds connections stop
+//! reading. An idle connection owns no buffer.
+//!
+//! **Messages sent again.** A publish with DUP is not stored a second time while this process knows that it wrote no
+//! PUBACK for the first: it is recognised by session, packet identifier and a fingerprint of its bytes, also on a
+//! new connection. That memory belongs to the session and ends with it: at a clean start, at its expiry (MQTT 5: as
+//! the client asked, within [`EndpointOptions::max_session_expiry`]; 3.1.1 without Clean Session: that maximum), when
+//! the process ends, or when more sessions are without a connection than there may be connections. Everything sent
+//! again outside of it is a new message with the attribute `mqtt_dup`.
+//!
+//! **Failures downstream.** There is no error code for a passing fault that clients would not take as final, so the
+//! connection ends without the PUBACK (MQTT 5: DISCONNECT 0x89) and the client sends again. A message at QoS 0 or a
+//! will has nobody to send it again; it is counted (`given-up-without-sender`) and logged.
+
+mod auth;
+mod budget;
+mod connection;
+mod consumer;
+mod error;
+mod handshake;
+mod intake;
+mod listener;
+mod options;
+mod packet;
+mod reason;
+mod reply;
+mod session;
+mod shared;
+mod telemetry;
+mod window;
+mod wire;
+
+pub use consumer::EndpointConsumer;
+pub use error::EndpointError;
+pub use options::{EndpointOptions, Mistake, User};
+
+use auth::Authenticator;
+use budget::Budget;
+use hashbrown::DefaultHashBuilder;
+use listener::Certificates;
+use messagepipeline::{Clock, IdGenerator};
+use session::Sessions;
+use shared::{Phase, Shared};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use telemetry::Telemetry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Chunks that wait between the connections and the consumer. What is in them is bounded by the budget.
+const CHUNKS: usize = 1_024;
+
+/// A bound endpoint. It accepts nobody before its consumer is opened.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The address it listens on, with the port that was picked if the configured one was 0.
+    pub address: SocketAddr,
+    /// For the ingestion service.
+    pub consumer: EndpointConsumer,
+    /// For whoever stops it.
+    pub handle: EndpointHandle,
+}
+
+/// Tells an endpoint to drain.
+#[derive(Clone)]
+pub struct EndpointHandle(Arc<Shared>);
+
+impl EndpointHandle {
+    /// Accepts and reads nothing more. What was read, at QoS 0 too, is still handed out, PUBACKs are still written,
+    /// and then the consumer's `next` answers `None`, which ends the service in good order.
+    pub fn drain(&self) {
+        self.0.phase.send_if_modified(|phase| {
+            let is_open = *phase == Phase::Open;
+            if is_open {
+                *phase = Phase::Draining;
+            }
+            is_open
+        });
+    }
+}
+
+impl std::fmt::Debug for EndpointHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EndpointHandle")
+    }
+}
+
+impl Endpoint {
+    /// Checks the settings, loads the certificates and binds the address.
+    ///
+    /// # Errors
+    /// When the settings do not do (all mistakes at once), a TLS file cannot be used, or the address is taken.
+    pub async fn bind(
+        options: EndpointOptions,
+        ids: Arc<IdGenerator>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, EndpointError> {
+        let mistakes = options.mistakes();
+        if !mistakes.is_empty() {
+            return Err(EndpointError::Options(mistakes));
+        }
+        let certificates = options.tls.as_ref().map(Certificates::load).transpose()?.map(Arc::new);
+        let bind_error = |source| EndpointError::Bind { address: options.listen, source };
+        let socket = TcpListener::bind(options.listen).await.map_err(bind_error)?;
+        let address = socket.local_addr().map_err(bind_error)?;
+        if certificates.is_none() && !options.users.is_empty() && !address.ip().is_loopback() {
+            tracing::warn!(%address, "passwords cross the network in the clear; set up TLS for MQTT");
+        }
+        let shared = Arc::new(share(options, ids, clock));
+        let consumer = EndpointConsumer::new(Arc::clone(&shared), socket, certificates, CHUNKS);
+        Ok(Self { address, consumer, handle: EndpointHandle(shared) })
+    }
+}
+
+fn share(options: EndpointOptions, ids: Arc<IdGenerator>, clock: Arc<dyn Clock>) -> Shared {
+    let budget = Arc::new(Budget::new(options.max_in_flight_messages, options.max_in_flight_bytes));
+    let telemetry = Arc::new(Telemetry::new());
+    let sessions = Arc::new(Sessions::new(
+        Arc::clone(&budget),
+        Arc::clone(&telemetry),
+        options.receive_maximum,
+        options.max_connections,
+    ));
+    Shared {
+        wills: sessions.nameless(),
+        authenticator: Authenticator::new(&options.users),
+        options,
+        budget,
+        sessions,
+        telemetry,
+        ids,
+        clock,
+        hasher: DefaultHashBuilder::default(),
+        phase: watch::Sender::new(Phase::Open),
+    }
+}

@@ -1,0 +1,338 @@
+//! Sessions by client identifier, and the way from a verdict to the connection that owes the PUBACK.
+//!
+//! A token is `slot (20 bits) | generation (12 bits) | sequence (32 bits)`. A slot belongs to one session and is
+//! given to another only when no message of the first is in the pipeline, under a new generation.
+
+use super::budget::Budget;
+use super::reason::Reason;
+use super::telemetry::Telemetry;
+use super::window::{Sequence, Window};
+use hashbrown::HashMap;
+use messagepipeline::{Settle, Settlement, Token};
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+const SLOT_BITS: u32 = 20;
+const GENERATION_BITS: u32 = 12;
+const SEQUENCE_BITS: u32 = 32;
+
+/// Where a session stands in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    slot: u32,
+    generation: u16,
+}
+
+impl Place {
+    fn token(self, sequence: Sequence) -> Token {
+        let high = (u64::from(self.slot) << GENERATION_BITS) | u64::from(self.generation);
+        Token((high << SEQUENCE_BITS) | u64::from(sequence))
+    }
+
+    fn of(token: Token) -> (Self, Sequence) {
+        #[expect(clippy::cast_possible_truncation, reason = "the three parts are cut out of the token")]
+        {
+            let high = token.0 >> SEQUENCE_BITS;
+            let generation = (high as u16) & ((1 << GENERATION_BITS) - 1);
+            (Self { slot: (high >> GENERATION_BITS) as u32, generation }, token.0 as Sequence)
+        }
+    }
+}
+
+/// One client's session.
+pub(super) struct Session {
+    client_id: Arc<str>,
+    place: Place,
+    state: Mutex<State>,
+}
+
+impl Session {
+    fn new(client_id: Arc<str>, place: Place, receive_maximum: u16) -> Self {
+        let state = State {
+            window: Window::new(receive_maximum),
+            epoch: 0,
+            waker: None,
+            failed: false,
+            expires: None,
+            forgotten: false,
+        };
+        Self { client_id, place, state: Mutex::new(state) }
+    }
+}
+
+struct State {
+    window: Window,
+    /// Raised by every connection; an older connection sees that it was replaced.
+    epoch: u32,
+    /// Wakes the present connection.
+    waker: Option<Arc<Notify>>,
+    /// A message of the present connection failed downstream.
+    failed: bool,
+    /// Without a connection: until when it is remembered.
+    expires: Option<Instant>,
+    /// No longer in the table of client identifiers; its place is free when the pipeline holds nothing of it.
+    forgotten: bool,
+}
+
+/// How things stand for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Good,
+    /// Another connection has the session.
+    TakenOver,
+    /// The pipeline did not take a message, which must be sent again.
+    Failed,
+}
+
+/// A connection's hold on its session.
+pub(super) struct Attachment {
+    session: Arc<Session>,
+    epoch: u32,
+    /// Something happened: verdicts, or another connection took the session over.
+    pub(super) woken: Arc<Notify>,
+}
+
+impl Attachment {
+    pub(super) fn client_id(&self) -> &Arc<str> {
+        &self.session.client_id
+    }
+
+    pub(super) fn token(&self, sequence: Sequence) -> Token {
+        self.session.place.token(sequence)
+    }
+
+    /// Works on the window; `None` when another connection has the session.
+    pub(super) fn with_window<T>(&self, work: impl FnOnce(&mut Window) -> T) -> Option<T> {
+        let mut state = self.session.state.lock();
+        (state.epoch == self.epoch).then(|| work(&mut state.window))
+    }
+
+    /// Hands the PUBACKs that may be written to `write`.
+    pub(super) fn collect(&self, write: impl FnMut(u16, u8)) -> Standing {
+        let mut state = self.session.state.lock();
+        if state.epoch != self.epoch {
+            return Standing::TakenOver;
+        }
+        state.window.write_ready(write);
+        if state.failed { Standing::Failed } else { Standing::Good }
+    }
+
+    /// Whether no other connection has taken the session since.
+    pub(super) fn is_latest(&self) -> bool {
+        self.session.state.lock().epoch == self.epoch
+    }
+}
+
+/// All sessions.
+pub(super) struct Sessions {
+    by_client: Mutex<ByClient>,
+    slots: RwLock<Slots>,
+    /// Stands at slot 0.
+    nameless: Arc<Session>,
+    budget: Arc<Budget>,
+    telemetry: Arc<Telemetry>,
+    receive_maximum: u16,
+    /// Sessions without a connection beyond this number are forgotten at once.
+    max_detached: usize,
+}
+
+#[derive(Default)]
+struct ByClient {
+    sessions: HashMap<Arc<str>, Arc<Session>>,
+    detached: usize,
+}
+
+struct Slots {
+    table: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u16,
+    session: Option<Arc<Session>>,
+}
+
+impl Sessions {
+    pub(super) fn new(
+        budget: Arc<Budget>,
+        telemetry: Arc<Telemetry>,
+        receive_maximum: u16,
+        max_detached: usize,
+    ) -> Self {
+        let nameless = Arc::new(Session::new("".into(), Place { slot: 0, generation: 0 }, receive_maximum));
+        let first = Slot { generation: 0, session: Some(Arc::clone(&nameless)) };
+        Self {
+            by_client: Mutex::default(),
+            slots: RwLock::new(Slots { table: vec![first], free: Vec::new() }),
+            nameless,
+            budget,
+            telemetry,
+            receive_maximum,
+            max_detached,
+        }
+    }
+
+    /// Gives the session of `client_id` to a new connection, and takes it from an older one. The second answer is
+    /// the Session Present flag.
+    pub(super) fn attach(&self, client_id: &str, clean: bool) -> Result<(Attachment, bool), Reason> {
+        let mut by_client = self.by_client.lock();
+        let known = by_client.sessions.get(client_id).cloned();
+        let (session, is_known) = match known {
+            Some(session) => (session, true),
+            None => (self.add(&mut by_client, client_id)?, false),
+        };
+        let woken = Arc::new(Notify::new());
+        let mut state = session.state.lock();
+        let expires = state.expires.take();
+        by_client.detached -= usize::from(expires.is_some());
+        let present = is_known && !clean && expires.is_none_or(|at| at > Instant::now());
+        state.epoch = state.epoch.wrapping_add(1);
+        state.failed = false;
+        state.window.attach(!present);
+        if let Some(former) = state.waker.replace(Arc::clone(&woken)) {
+            former.notify_one();
+        }
+        let epoch = state.epoch;
+        drop(state);
+        Ok((Attachment { session, epoch, woken }, present))
+    }
+
+    /// The session that no client identifier leads to, for wills: they outlive the session of their client.
+    pub(super) fn nameless(&self) -> Attachment {
+        Attachment { session: Arc::clone(&self.nameless), epoch: 0, woken: Arc::new(Notify::new()) }
+    }
+
+    fn add(&self, by_client: &mut ByClient, client_id: &str) -> Result<Arc<Session>, Reason> {
+        let client_id: Arc<str> = client_id.into();
+        let session = self.place(Arc::clone(&client_id))?;
+        by_client.sessions.insert(client_id, Arc::clone(&session));
+        Ok(session)
+    }
+
+    fn place(&self, client_id: Arc<str>) -> Result<Arc<Session>, Reason> {
+        let mut slots = self.slots.write();
+        let slot = match slots.free.pop() {
+            Some(slot) => slot,
+            None => {
+                let next = u32::try_from(slots.table.len()).ok().filter(|next| *next < 1 << SLOT_BITS);
+                let next = next.ok_or(Reason::QuotaExceeded)?;
+                slots.table.push(Slot::default());
+                next
+            }
+        };
+        let entry = &mut slots.table[slot as usize];
+        let place = Place { slot, generation: entry.generation };
+        let session = Arc::new(Session::new(client_id, place, self.receive_maximum));
+        entry.session = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// The connection is gone; its session is remembered for `expiry`.
+    pub(super) fn detach(&self, attachment: &Attachment, expiry: Duration) {
+        let mut by_client = self.by_client.lock();
+        let mut state = attachment.session.state.lock();
+        if state.epoch != attachment.epoch {
+            return;
+        }
+        state.window.detach();
+        state.window.shrink();
+        state.waker = None;
+        if !expiry.is_zero() && by_client.detached < self.max_detached {
+            by_client.detached += 1;
+            state.expires = Some(Instant::now() + expiry);
+            return;
+        }
+        by_client.sessions.remove(&attachment.session.client_id);
+        self.forget(&attachment.session, &mut state);
+    }
+
+    /// Forgets sessions whose time has passed.
+    pub(super) fn sweep(&self) {
+        let now = Instant::now();
+        let mut by_client = self.by_client.lock();
+        let mut expired = 0;
+        by_client.sessions.retain(|_, session| {
+            let mut state = session.state.lock();
+            if state.expires.is_none_or(|at| at > now) {
+                return true;
+            }
+            expired += 1;
+            self.forget(session, &mut state);
+            false
+        });
+        by_client.detached -= expired;
+    }
+
+    fn forget(&self, session: &Session, state: &mut State) {
+        state.forgotten = true;
+        if state.window.in_pipeline() == 0 {
+            self.free(session.place);
+        }
+    }
+
+    fn free(&self, place: Place) {
+        let mut slots = self.slots.write();
+        let Some(entry) = slots.table.get_mut(place.slot as usize) else { return };
+        if entry.generation != place.generation || entry.session.take().is_none() {
+            return;
+        }
+        entry.generation = (entry.generation + 1) & ((1 << GENERATION_BITS) - 1);
+        slots.free.push(place.slot);
+    }
+
+    fn find(&self, place: Place) -> Option<Arc<Session>> {
+        let slots = self.slots.read();
+        let entry = slots.table.get(place.slot as usize)?;
+        if entry.generation == place.generation { entry.session.clone() } else { None }
+    }
+
+    /// Settles verdicts that all belong to the session at `place`.
+    fn settle_run(&self, place: Place, run: &[Settlement]) {
+        let Some(session) = self.find(place) else { return };
+        let (mut messages, mut bytes, mut lost, mut wake) = (0, 0, 0, false);
+        let mut state = session.state.lock();
+        for settlement in run {
+            let settled = state.window.settle(Place::of(settlement.token).1, settlement.verdict);
+            if let Some(weight) = settled.weight {
+                messages += 1;
+                bytes += weight as usize;
+            }
+            lost += usize::from(settled.lost);
+            state.failed |= settled.failed;
+            wake |= settled.reply_ready || settled.failed;
+        }
+        wake |= messages > 0 && state.window.waits_for_room;
+        if wake && let Some(waker) = &state.waker {
+            waker.notify_one();
+        }
+        if state.forgotten && state.window.in_pipeline() == 0 {
+            self.free(place);
+        }
+        drop(state);
+        self.budget.release(messages, bytes);
+        if lost > 0 && self.telemetry.refused_for("given-up-without-sender") {
+            tracing::warn!(
+                client_id = &*session.client_id,
+                messages = lost,
+                "messages at QoS 0 or wills failed downstream; nobody sends them again"
+            );
+        }
+    }
+}
+
+impl Settle for Sessions {
+    fn settle(&self, settlements: &[Settlement]) {
+        let mut rest = settlements;
+        while let Some(first) = rest.first() {
+            let (place, _) = Place::of(first.token);
+            let count = rest.iter().take_while(|settlement| Place::of(settlement.token).0 == place).count();
+            let (run, tail) = rest.split_at(count);
+            self.settle_run(place, run);
+            rest = tail;
+        }
+    }
+}
