@@ -197,8 +197,8 @@ impl Core {
                 () = stop.cancelled() => break,
                 place = chunks.reserve() => match place { Ok(place) => place, Err(_) => break },
             };
-            let Some((plan, head)) = self.wait_for_plan(&stop).await else { break };
-            match Arc::clone(&self).fetch(reader.take(), plan, head).await {
+            let Some(plan) = self.wait_for_plan(&stop).await else { break };
+            match Arc::clone(&self).fetch(reader.take(), plan).await {
                 Ok((back, deliveries)) => {
                     reader = Some(back);
                     if !deliveries.is_empty() {
@@ -218,13 +218,12 @@ impl Core {
     }
 
     /// Waits until there is something to read.
-    async fn wait_for_plan(&self, stop: &CancellationToken) -> Option<(Plan, u64)> {
+    async fn wait_for_plan(&self, stop: &CancellationToken) -> Option<Plan> {
         loop {
             let mut woken = std::pin::pin!(self.subscription.wake.notified());
             woken.as_mut().enable();
-            let head = self.subscription.topic.head();
-            let plan = self.plan(head);
-            let Plan::Idle(until) = plan else { return Some((plan, head)) };
+            let plan = self.plan();
+            let Plan::Idle(until) = plan else { return Some(plan) };
             let later = async {
                 match until {
                     Some(until) => tokio::time::sleep_until(until).await,
@@ -239,7 +238,8 @@ impl Core {
         }
     }
 
-    fn plan(&self, head: u64) -> Plan {
+    fn plan(&self) -> Plan {
+        let head = self.subscription.topic.head();
         let mut leases = self.subscription.leases.lock();
         let plan = leases.plan(Instant::now(), head, self.options.chunk_messages);
         let expired = leases.take_expired();
@@ -253,7 +253,6 @@ impl Core {
         self: Arc<Self>,
         reader: Option<Reader>,
         plan: Plan,
-        head: u64,
     ) -> Result<(Reader, Vec<Delivery>), Error> {
         let core = Arc::clone(&self);
         let result = blocking(move || {
@@ -265,7 +264,7 @@ impl Core {
                 },
             };
             match core.read(&mut reader, &plan) {
-                Ok(rows) => Ok((core.lease(&plan, rows, head), reader)),
+                Ok(rows) => Ok((core.lease(&plan, rows), reader)),
                 Err(error) => Err((plan, Error::from(error).at(core.writer.path()))),
             }
         })
@@ -299,16 +298,13 @@ impl Core {
                     }
                 }
             }
-            Plan::Fresh { from, messages, bytes } => {
+            Plan::Fresh { from, to, bytes } => {
                 let bytes = (*bytes).min(self.options.chunk_bytes);
                 let mut statement = reader.connection.prepare_cached(&sql.read_from)?;
-                let mut found = statement.query([signed(*from), signed(*messages as u64)])?;
-                while let Some(row) = found.next()? {
+                let mut found = statement.query([signed(*from), signed(*to)])?;
+                while complete && let Some(row) = found.next()? {
                     reader.rows.read(row, &mut rows)?;
-                    if rows.bytes() >= bytes || rows.len() >= *messages {
-                        complete = false;
-                        break;
-                    }
+                    complete = rows.bytes() < bytes;
                 }
             }
         }
@@ -316,12 +312,12 @@ impl Core {
     }
 
     /// Turns what was read into deliveries.
-    fn lease(&self, plan: &Plan, read: ReadRows, head: u64) -> Vec<Delivery> {
+    fn lease(&self, plan: &Plan, read: ReadRows) -> Vec<Delivery> {
         let weight = |message: &messagepipeline::Message| u32::try_from(message.weight()).unwrap_or(u32::MAX);
         let numbers: Vec<_> = read.messages.iter().map(|(seq, message)| (*seq, weight(message))).collect();
         let last = numbers.last().map_or(0, |(seq, _)| *seq);
         let found_to = match plan {
-            Plan::Fresh { .. } if read.complete => last.max(head),
+            Plan::Fresh { to, .. } if read.complete => *to,
             Plan::Fresh { .. } => last,
             _ => 0,
         };
@@ -356,7 +352,7 @@ impl Core {
 
 struct ReadRows {
     messages: Vec<(u64, messagepipeline::Message)>,
-    /// Nothing more was there.
+    /// All that was planned was read.
     complete: bool,
 }
 

@@ -11,8 +11,10 @@
 //! it, and counted attempts. Leases live in memory ([`leases`]); after a restart everything unsettled comes again.
 
 mod consumer;
+mod dead_letters;
 mod housekeeping;
 mod leases;
+mod parked;
 mod publisher;
 mod rows;
 mod runs;
@@ -20,6 +22,8 @@ mod schema;
 mod state;
 
 pub use consumer::{BusConsumer, ConsumerOptions};
+pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, StoredLetter};
+pub use parked::BusParkingLot;
 pub use publisher::BusPublisher;
 
 use crate::Error;
@@ -77,6 +81,18 @@ impl Default for SubscriptionOptions {
             lease: Duration::from_secs(600),
             nack_delay: Duration::from_millis(100),
             nack_delay_max: Duration::from_secs(60),
+        }
+    }
+}
+
+impl SubscriptionOptions {
+    fn limits(&self) -> LeaseLimits {
+        LeaseLimits {
+            max_messages: self.max_outstanding_messages.max(1),
+            max_bytes: self.max_outstanding_bytes.max(1),
+            lease: self.lease,
+            nack_delay: self.nack_delay,
+            nack_delay_max: self.nack_delay_max,
         }
     }
 }
@@ -210,7 +226,7 @@ impl Bus {
     }
 
     /// The subscription `name` of `topic`. One that is not there is created and starts at the oldest message that the
-    /// topic still has. The options are those of the first call since the bus was opened.
+    /// topic still has. For one that is open already the options hold from now on.
     ///
     /// # Errors
     /// When `name` is not a subscription name or the file cannot be written.
@@ -234,6 +250,8 @@ impl Bus {
             }
         };
         if let Some(open) = self.shared.subscription(key.0, &key.1) {
+            open.leases.lock().set_limits(options.limits());
+            open.wake.notify_waiters();
             return Ok(Subscription(open));
         }
         let (state, shared) = self.writer.call_weighing(0, create, register).await?;
@@ -313,13 +331,7 @@ fn load_subscription(
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     let leases = Leases::new(
-        LeaseLimits {
-            max_messages: options.max_outstanding_messages.max(1),
-            max_bytes: options.max_outstanding_bytes.max(1),
-            lease: options.lease,
-            nack_delay: options.nack_delay,
-            nack_delay_max: options.nack_delay_max,
-        },
+        options.limits(),
         unsigned(cursor),
         read_settled(connection, id, cursor)?,
         read_attempts(connection, id)?,

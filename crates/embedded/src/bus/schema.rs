@@ -120,7 +120,7 @@ impl TopicSql {
             insert_id: format!("INSERT INTO {ids} VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING"),
             find_id: format!("SELECT seq, fingerprint FROM {ids} WHERE id = ?1"),
             insert_message: format!("INSERT INTO {log} ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"),
-            read_from: format!("SELECT {COLUMNS} FROM {log} WHERE seq >= ?1 ORDER BY seq LIMIT ?2"),
+            read_from: format!("SELECT {COLUMNS} FROM {log} WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq"),
             read_one: format!("SELECT {COLUMNS} FROM {log} WHERE seq = ?1"),
             weigh: format!(
                 "SELECT coalesce(sum(length(payload) + length(attributes)), 0) FROM {log} WHERE seq <= ?1"
