@@ -6,5 +6,6 @@ pub mod consumer_suite;
 pub mod faults;
 pub mod memory;
 pub mod processors;
+pub mod scripted_consumer;
 pub mod servers;
 pub mod sink_suite;
