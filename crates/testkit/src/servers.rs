@@ -51,7 +51,8 @@ impl Mosquitto {
                 return Some(server);
             }
         }
-        panic!("mosquitto does not start; its configuration:\n{}", server.configuration());
+        let log = std::fs::read_to_string(server.log()).unwrap_or_default();
+        panic!("mosquitto does not start; its configuration:\n{}\nits log:\n{log}", server.configuration());
     }
 
     /// The port it listens on, the same after a restart.
@@ -90,6 +91,10 @@ impl Mosquitto {
         self.launch().expect("mosquitto starts again");
     }
 
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("mosquitto.log")
+    }
+
     fn configuration(&self) -> String {
         let port = self.port;
         let folder = self.folder.path().display();
@@ -110,7 +115,9 @@ impl Mosquitto {
     fn launch(&mut self) -> io::Result<()> {
         let file = self.folder.path().join("mosquitto.conf");
         std::fs::write(&file, self.configuration())?;
-        let child = Command::new(&self.program).arg("-c").arg(&file).stdin(Stdio::null()).spawn()?;
+        let log = std::fs::File::options().create(true).append(true).open(self.log())?;
+        let mut command = Command::new(&self.program);
+        let child = command.arg("-c").arg(&file).stdin(Stdio::null()).stderr(log).spawn()?;
         let child = self.child.insert(child);
         let deadline = Instant::now() + PATIENCE;
         loop {

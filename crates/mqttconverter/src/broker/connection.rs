@@ -116,15 +116,16 @@ impl Connection {
         let mut timers = Timers { ping: now + self.keep_alive / 2, unanswered: None, unwritten: None };
         let mut packet_ids = Vec::new();
         loop {
-            let has_room = self.take_in(shared, subscriber)?;
+            // First the verdicts: they make room.
             self.put_acks(shared, &mut packet_ids);
+            let has_room = self.take_in(shared, subscriber)?;
             if let Some(topics) = subscriber.due(Instant::now()) {
                 self.put_subscribe(&topics)?;
             }
             let reads = has_room && self.output.len() < WRITE_BYTES;
-            let writes = !self.output.is_empty() || self.unflushed;
-            let deadline = self.check_timers(&mut timers, reads, writes)?;
+            let deadline = self.check_alive(&mut timers, reads)?;
             let deadline = subscriber.next_due().map_or(deadline, |due| due.min(deadline));
+            let writes = self.has_output();
             self.input.reserve(if reads { READ_BYTES } else { 0 });
             tokio::select! {
                 read = self.reader.read_buf(&mut self.input), if reads => {
@@ -195,12 +196,7 @@ impl Connection {
 
     /// Sends PINGREQ when due, and finds out whether the broker is gone. While it is we who do not read, silence says
     /// nothing about the broker.
-    fn check_timers(
-        &mut self,
-        timers: &mut Timers,
-        reads: bool,
-        writes: bool,
-    ) -> Result<Instant, BrokerError> {
+    fn check_alive(&mut self, timers: &mut Timers, reads: bool) -> Result<Instant, BrokerError> {
         let now = Instant::now();
         if now >= timers.ping {
             timers.ping = now + self.keep_alive / 2;
@@ -210,7 +206,7 @@ impl Connection {
         if !reads {
             timers.unanswered = None;
         }
-        timers.unwritten = if writes { timers.unwritten.or(Some(now)) } else { None };
+        timers.unwritten = if self.has_output() { timers.unwritten.or(Some(now)) } else { None };
         let silent = timers.unanswered.map(|since| since + self.keep_alive);
         if silent.is_some_and(|limit| now >= limit) {
             return Err(BrokerError::Silent(self.keep_alive));
@@ -221,6 +217,10 @@ impl Connection {
         }
         let limits = [silent, stalled].into_iter().flatten();
         Ok(limits.fold(timers.ping, Instant::min))
+    }
+
+    fn has_output(&self) -> bool {
+        !self.output.is_empty() || self.unflushed
     }
 
     /// Writes every PUBACK there is, says goodbye and waits until the broker has closed: it has read everything then.

@@ -186,7 +186,7 @@ impl Subscriber {
 
     /// The filters to subscribe to now.
     pub(super) fn due(&mut self, now: Instant) -> Option<Vec<Subscription>> {
-        if !self.due.is_some_and(|due| now >= due) {
+        if self.due.is_none_or(|due| now < due) {
             return None;
         }
         self.due = None;
@@ -251,31 +251,20 @@ impl Network {
         let shared = Arc::clone(&self.shared);
         let _wake = WakeOnDrop(&shared.consumer);
         let closing = self.closing.clone();
+        metrics::gauge!(metric_names::MQTT_BROKER_CONNECTED).set(0.0);
         while !closing.is_cancelled() {
-            let connected = tokio::select! {
-                connected = self.connect() => connected,
-                () = closing.cancelled() => break,
-            };
-            let mut held = Duration::ZERO;
-            let ending = match connected {
-                Err(error) => error,
-                Ok(connection) => {
-                    let start = Instant::now();
-                    let ended = connection.serve(&shared, &mut self.subscriber, &closing).await;
-                    metrics::gauge!(metric_names::MQTT_BROKER_CONNECTED).set(0.0);
-                    shared.session.lock().disconnected();
-                    held = start.elapsed();
-                    match ended {
-                        Ok(()) => break,
-                        Err(error) => error,
+            let (ended, held) = self.connect_and_serve(&closing).await;
+            match ended {
+                Ok(()) => break,
+                Err(error @ BrokerError::AcksLost(_)) => return Err(error),
+                Err(error) => {
+                    let pause = self.backoff.pause(held);
+                    self.report(&error, pause);
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = closing.cancelled() => {}
                     }
                 }
-            };
-            let pause = self.backoff.pause(held);
-            self.report(&ending, pause);
-            tokio::select! {
-                () = sleep(pause) => {}
-                () = closing.cancelled() => {}
             }
         }
         self.health.not_ready("closed");
@@ -283,6 +272,26 @@ impl Network {
             0 => Ok(()),
             count => Err(BrokerError::AcksLost(count)),
         }
+    }
+
+    /// One connection from beginning to end, and for how long it held. `Ok` only when closed.
+    async fn connect_and_serve(
+        &mut self,
+        closing: &CancellationToken,
+    ) -> (Result<(), BrokerError>, Duration) {
+        let connected = tokio::select! {
+            connected = self.connect() => connected,
+            () = closing.cancelled() => return (Ok(()), Duration::ZERO),
+        };
+        let connection = match connected {
+            Ok(connection) => connection,
+            Err(error) => return (Err(error), Duration::ZERO),
+        };
+        let start = Instant::now();
+        let ended = connection.serve(&self.shared, &mut self.subscriber, closing).await;
+        metrics::gauge!(metric_names::MQTT_BROKER_CONNECTED).set(0.0);
+        self.shared.session.lock().disconnected();
+        (ended, start.elapsed())
     }
 
     async fn connect(&mut self) -> Result<Connection, BrokerError> {

@@ -56,14 +56,44 @@ fn walk(value: &LazyValue<'_>, steps: &[String]) -> Option<String> {
     }
 }
 
+/// Deepest nesting that is looked into. sonic-rs recurses once per level without a bound of its own, so a device could
+/// exhaust the stack, which ends the process.
+const MAX_DEPTH: usize = 128;
+
 /// Validates the whole document. Only an object or an array can hold what a pointer names.
 fn parse(bytes: &[u8]) -> Option<LazyValue<'_>> {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace())?;
     if !matches!(first, b'{' | b'[') {
         return None;
     }
+    if is_too_deep(bytes) {
+        return None;
+    }
     // sonic-rs takes bytes that it has found to be JSON for UTF-8 without looking.
     sonic_rs::from_str(std::str::from_utf8(bytes).ok()?).ok()
+}
+
+/// Most payloads have fewer brackets than the bound, which is quick to see; only the others are read closely.
+fn is_too_deep(bytes: &[u8]) -> bool {
+    if bytes.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
+        return false;
+    }
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in bytes {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest > MAX_DEPTH
 }
 
 /// RFC 6901, section 4: digits without a leading zero.
@@ -122,8 +152,12 @@ mod tests {
     #[test]
     fn nesting_without_end_does_not_exhaust_the_stack() {
         assert_eq!(text("/id", &"[".repeat(1 << 20)), None);
-        let deep = format!(r#"{{"x":{}1{},"id":"a"}}"#, "[".repeat(1 << 18), "]".repeat(1 << 18));
-        let _ = text("/id", &deep);
+        let nested = |depth| format!(r#"{{"x":{}1{},"id":"a"}}"#, "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(text("/id", &nested(1 << 18)), None);
+        assert_eq!(text("/id", &nested(MAX_DEPTH)), None);
+        assert_eq!(text("/id", &nested(MAX_DEPTH - 1)).as_deref(), Some("a"));
+        let flat = format!(r#"{{"x":[{}0],"s":"\"{}","id":"a"}}"#, "[],".repeat(1_000), "[".repeat(1_000));
+        assert_eq!(text("/id", &flat).as_deref(), Some("a"));
     }
 
     #[test]

@@ -56,6 +56,20 @@ async fn the_window_is_the_distance_between_the_newest_and_the_oldest_unsettled(
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_window_is_bounded_in_bytes_and_always_lets_one_message_in() {
+    let mut session = Session::new(Limits { messages: 100, bytes: 300 });
+    session.receive(arrival(1, false, "x"));
+    assert!(session.room().1 < 300);
+    session.receive(arrival(2, false, "x"));
+    assert_eq!(session.room().1, 0);
+    for delivery in take(&mut session) {
+        settle(&mut session, delivery.token, Verdict::Ack);
+    }
+    acks(&mut session);
+    assert_eq!(session.room(), (100, 300));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_that_comes_back_keeps_its_id_and_waits_longer_each_time() {
     let mut session = Session::new(LIMITS);
     session.receive(arrival(1, false, "x"));
