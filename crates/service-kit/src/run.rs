@@ -1,6 +1,6 @@
 //! The tasks of a program: run until one fails or a signal comes, then drain.
 
-use crate::signals::{Signals, Stop, govern};
+use crate::signals::{Signals, govern, say_on_stderr};
 use messagepipeline::Shutdown;
 use std::fmt;
 use std::future::Future;
@@ -99,14 +99,14 @@ impl Tasks {
     /// [`Shutdown::begin`] starts the drain; `drain_deadline` later, or at a second signal, it is aborted.
     pub async fn run(mut self, signals: Signals, drain_deadline: Duration) -> Outcome {
         let shutdown = self.shutdown.clone();
-        let governor = govern(signals, shutdown.clone(), drain_deadline, crate::signals::say_on_stderr);
+        let governor = govern(signals, shutdown.clone(), drain_deadline, say_on_stderr);
         tokio::pin!(governor);
         loop {
             tokio::select! {
                 biased;
                 stop = &mut governor => {
                     self.outcome.cut_short = Some(stop.to_string());
-                    self.end_aborted(&stop).await;
+                    self.end_aborted().await;
                     return self.outcome;
                 }
                 ended = self.running.join_next_with_id() => match ended {
@@ -122,7 +122,7 @@ impl Tasks {
     }
 
     /// Gives the tasks a moment to give back what they hold; drops those that do not end.
-    async fn end_aborted(&mut self, _stop: &Stop) {
+    async fn end_aborted(&mut self) {
         let ended_in_time = tokio::time::timeout(ABORT_GRACE, async {
             while let Some(ended) = self.running.join_next_with_id().await {
                 self.note(ended);
@@ -162,5 +162,93 @@ fn join_error(error: tokio::task::JoinError) -> String {
             format!("panicked: {}", text.unwrap_or_else(|| "no message".to_owned()))
         }
         Err(_) => "did not stop and was dropped".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signals::Signal;
+    use std::convert::Infallible;
+    use tokio::time::Instant;
+
+    const DEADLINE: Duration = Duration::from_secs(25);
+
+    /// A stage that needs `drain` to finish after the soft signal and gives up at the hard one.
+    async fn stage(shutdown: Shutdown, drain: Duration) -> Result<(), Infallible> {
+        shutdown.begun().await;
+        tokio::select! {
+            () = tokio::time::sleep(drain) => {}
+            () = shutdown.aborted() => {}
+        }
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_signal_drains_and_a_finished_drain_is_a_success() {
+        let (shutdown, (sender, signals)) = (Shutdown::new(), Signals::channel());
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("bigquery", stage(shutdown.clone(), Duration::from_secs(20)));
+        sender.send(Signal::Terminate).await.unwrap();
+        let start = Instant::now();
+        let outcome = tasks.run(signals, DEADLINE).await;
+        assert_eq!((outcome.exit(), start.elapsed()), (Exit::Done, Duration::from_secs(20)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_is_too_slow_is_aborted_at_the_deadline_and_says_so() {
+        let (shutdown, (sender, signals)) = (Shutdown::new(), Signals::channel());
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("icestore", stage(shutdown.clone(), Duration::from_secs(60)));
+        sender.send(Signal::Interrupt).await.unwrap();
+        let start = Instant::now();
+        let outcome = tasks.run(signals, DEADLINE).await;
+        assert_eq!((outcome.exit(), start.elapsed()), (Exit::Failed, DEADLINE));
+        assert_eq!(outcome.cut_short.as_deref(), Some("the drain did not end within 25s"));
+        assert_eq!(outcome.failures, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_signal_stops_at_once() {
+        let (shutdown, (sender, signals)) = (Shutdown::new(), Signals::channel());
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("icestore", stage(shutdown.clone(), Duration::from_secs(60)));
+        sender.send(Signal::Interrupt).await.unwrap();
+        sender.send(Signal::Interrupt).await.unwrap();
+        let start = Instant::now();
+        let outcome = tasks.run(signals, DEADLINE).await;
+        assert_eq!((outcome.exit(), start.elapsed()), (Exit::Failed, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_failure_drains_the_others_and_panics_are_failures() {
+        let shutdown = Shutdown::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("bigquery", stage(shutdown.clone(), Duration::from_secs(1)));
+        tasks.spawn("enrichment", async { Err("no registry") });
+        let panics = |broken: bool| async move { if broken { panic!("index 7") } else { Ok::<(), Infallible>(()) } };
+        tasks.spawn("ingestion", panics(true));
+        let mut outcome = tasks.run(Signals::channel().1, DEADLINE).await;
+        outcome.failures.sort_by(|a, b| a.task.cmp(&b.task));
+        let told: Vec<String> = outcome.failures.iter().map(Failure::to_string).collect();
+        assert_eq!(told, ["enrichment: no registry", "ingestion: panicked: index 7"]);
+        assert_eq!((outcome.exit(), outcome.cut_short), (Exit::Failed, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_ignores_the_hard_signal_is_dropped_and_named() {
+        let shutdown = Shutdown::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("stuck", std::future::pending::<Result<(), Infallible>>());
+        shutdown.begin();
+        let outcome = tasks.run(Signals::channel().1, DEADLINE).await;
+        assert_eq!(outcome.failures[0].to_string(), "stuck: did not stop and was dropped");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_whose_tasks_are_done_ends_without_a_signal() {
+        let mut tasks = Tasks::new(Shutdown::new());
+        tasks.spawn("feed", async { Ok::<(), Infallible>(()) });
+        assert_eq!(tasks.run(Signals::channel().1, DEADLINE).await.exit(), Exit::Done);
     }
 }

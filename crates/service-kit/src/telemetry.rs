@@ -218,3 +218,77 @@ pub fn recorder() -> Result<(PrometheusRecorder, Metrics), TelemetryError> {
     let metrics = Metrics(recorder.handle());
     Ok((recorder, metrics))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+    use std::sync::Arc;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(settings: &LogSettings, verbosity: Verbosity, terminal: bool) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let subscriber = subscriber(settings, verbosity, terminal, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(stage = "bigquery", rows = 3, "rows stored");
+            tracing::debug!("details");
+            tracing::info!(target: "noisy::part", "chatter");
+        });
+        String::from_utf8(captured.0.lock().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_json_line_has_time_level_target_message_and_fields() {
+        let lines = logged(&LogSettings::default(), Verbosity::default(), false);
+        let line: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+        for (key, value) in [("level", "INFO"), ("message", "rows stored"), ("stage", "bigquery")] {
+            assert_eq!(line[key], value, "{line}");
+        }
+        assert_eq!(line["rows"], 3);
+        assert!(line["target"].as_str().unwrap().starts_with("service_kit"));
+        assert!(line["timestamp"].as_str().unwrap().parse::<messagepipeline::Timestamp>().is_ok());
+    }
+
+    #[test]
+    fn levels_come_from_the_configuration_its_targets_and_the_command_line() {
+        let quiet_part = LogSettings { targets: [("noisy".to_owned(), LogLevel::Warn)].into(), ..LogSettings::default() };
+        let lines = logged(&quiet_part, Verbosity { verbose: 1, quiet: 0 }, false);
+        assert!(lines.contains("details") && !lines.contains("chatter"), "{lines}");
+        assert_eq!(logged(&LogSettings::default(), Verbosity { verbose: 0, quiet: 1 }, false), "");
+        assert_eq!(Verbosity { verbose: 0, quiet: 200 }.apply(LogLevel::Trace), LevelFilter::OFF);
+        assert_eq!(Verbosity { verbose: 200, quiet: 0 }.apply(LogLevel::Error), LevelFilter::TRACE);
+    }
+
+    #[test]
+    fn text_has_colours_only_on_a_terminal() {
+        let text = LogSettings { format: Some(LogFormat::Text), ..LogSettings::default() };
+        assert!(!logged(&text, Verbosity::default(), false).contains('\u{1b}'));
+        assert!(logged(&LogSettings::default(), Verbosity::default(), true).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn seconds_have_buckets_and_the_build_is_told() {
+        let (recorder, rendered) = recorder().unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            metrics::histogram!("millstream_commit_seconds").record(0.003);
+            record_build("ingestion", "1.2.3");
+        });
+        let text = rendered.render();
+        assert!(text.contains("millstream_commit_seconds_bucket{le=\"0.005\"} 1"), "{text}");
+        assert!(text.contains("millstream_build_info{service=\"ingestion\",version=\"1.2.3\"} 1"), "{text}");
+    }
+}

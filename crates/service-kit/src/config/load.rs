@@ -10,7 +10,6 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use std::collections::HashMap;
-use std::hash::BuildHasher;
 
 /// A configuration that fits its type, with the places of its keys.
 #[derive(Clone, Debug)]
@@ -43,16 +42,15 @@ impl<T> Loaded<T> {
 /// Every mistake with its place.
 pub fn load<T: DeserializeOwned + JsonSchema>(
     source: &Source,
-    environment: &HashMap<String, String, impl BuildHasher>,
+    environment: &HashMap<String, String>,
     overrides: &[Override],
 ) -> Result<Loaded<T>, ConfigErrors> {
-    let environment = environment.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     let mut problems = Vec::new();
     let Some(mut root) = yaml::parse(source, &mut problems) else {
         return Err(ConfigErrors::new(problems, Vec::new()));
     };
     overrides::apply(&mut root, overrides, &mut problems);
-    expand::expand(&mut root, &Path::default(), &source.name, &environment, &mut problems);
+    expand::expand(&mut root, &Path::default(), &source.name, environment, &mut problems);
     let places = Places { file: source.name.clone(), root };
     let value = validate::validate(&schema::schema::<T>(), &places, &mut problems);
     if !problems.is_empty() {

@@ -10,10 +10,12 @@
 //! in every structure without `deny_unknown_fields` too. Keys in messages are written `routes[0].filter`; where the
 //! program names one, it does so by JSON Pointer (RFC 6901), `/routes/0/filter`.
 
+mod alternatives;
 mod byte_size;
 mod check;
 mod duration;
 mod expand;
+mod format;
 mod load;
 mod overrides;
 mod path;
@@ -23,6 +25,7 @@ mod reference;
 mod scalar;
 mod schema;
 mod secret;
+mod shape;
 mod source;
 mod tree;
 mod units;

@@ -121,3 +121,61 @@ fn quoted(value: &str) -> String {
     out.push('"');
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check::Places;
+    use crate::config::path::Path;
+    use crate::config::source::Source;
+    use crate::config::{expand, yaml};
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Json {
+        let source = Source::text("printed.yaml", text);
+        let mut problems = Vec::new();
+        let mut root = yaml::parse(&source, &mut problems).unwrap_or_else(|| panic!("{problems:?} in\n{text}"));
+        expand::expand(&mut root, &Path::default(), &source.name, &Default::default(), &mut problems);
+        assert!(problems.is_empty(), "{problems:?} in\n{text}");
+        Places { file: source.name, root }.root.to_json()
+    }
+
+    fn json() -> impl Strategy<Value = Json> {
+        let text = prop_oneof![any::<String>(), "[ -~]{0,8}", "(true|null|~|1e3|0x1|- a|a: b|# c|\\$\\{A\\}|---)"];
+        let leaf = prop_oneof![
+            Just(Json::Null),
+            any::<bool>().prop_map(Json::from),
+            any::<i64>().prop_map(Json::from),
+            any::<u64>().prop_map(Json::from),
+            (-1e6_f64..1e6).prop_map(Json::from),
+            text.clone().prop_map(Json::from),
+        ];
+        leaf.prop_recursive(4, 32, 5, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Json::from),
+                proptest::collection::vec((text.clone(), inner), 0..5).prop_map(|m| Json::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_reads_back_as_the_same_value(map in proptest::collection::vec(("[a-z]{1,4}", json()), 0..4)) {
+            let value = Json::Object(map.into_iter().collect());
+            prop_assert_eq!(read(&emit(&value)), value);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused_without_a_panic(text in "([ -~\n\t\r\u{85}\u{feff}é]|[:#&*!|>\\[\\]{}?,'\"%@`<-]|\n  |\n- |a: |\\$\\{|---\n){0,40}") {
+            let source = Source::text("any.yaml", text);
+            let mut problems = Vec::new();
+            match yaml::parse(&source, &mut problems) {
+                Some(mut root) => {
+                    expand::expand(&mut root, &Path::default(), &source.name, &Default::default(), &mut problems);
+                    let _ = root.to_json();
+                }
+                None => prop_assert!(!problems.is_empty()),
+            }
+        }
+    }
+}
