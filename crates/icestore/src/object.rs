@@ -110,38 +110,43 @@ pub struct ArchiveSettings {
     pub compression: Compression,
 }
 
-/// The object of `messages`, which are not empty and have distinct ids.
-pub(crate) fn build(
-    settings: &ArchiveSettings,
-    key: &BatchKey,
-    messages: &[(Message, u64)],
-    archived_at: Timestamp,
-) -> Result<ArchiveObject, Error> {
-    let weight: usize = messages.iter().map(|(message, _)| message.weight() + 128).sum();
-    let mut text = Vec::with_capacity(weight);
-    let mut lines = Vec::with_capacity(messages.len());
-    let mut digest = Digest::default();
-    let (mut first, mut last) = (Timestamp::from_micros(i64::MAX), Timestamp::from_micros(i64::MIN));
-    for (message, fingerprint) in messages {
-        encode_line(settings.form, message, key.as_str(), archived_at, &mut text);
-        text.push(b'\n');
-        lines.push(LineRef { id: message.id, fingerprint: *fingerprint });
-        digest.insert(&message.id);
-        first = first.min(message.publish_time);
-        last = last.max(message.publish_time);
+impl ArchiveObject {
+    /// The object of `messages`, each with the fingerprint of its payload. They are not empty and have distinct ids.
+    ///
+    /// # Errors
+    /// When the compressor fails.
+    pub fn build(
+        settings: &ArchiveSettings,
+        key: &BatchKey,
+        messages: &[(Message, u64)],
+        archived_at: Timestamp,
+    ) -> Result<Self, Error> {
+        let weight: usize = messages.iter().map(|(message, _)| message.weight() + 128).sum();
+        let mut text = Vec::with_capacity(weight);
+        let mut lines = Vec::with_capacity(messages.len());
+        let mut digest = Digest::default();
+        let (mut first, mut last) = (Timestamp::from_micros(i64::MAX), Timestamp::from_micros(i64::MIN));
+        for (message, fingerprint) in messages {
+            encode_line(settings.form, message, key.as_str(), archived_at, &mut text);
+            text.push(b'\n');
+            lines.push(LineRef { id: message.id, fingerprint: *fingerprint });
+            digest.insert(&message.id);
+            first = first.min(message.publish_time);
+            last = last.max(message.publish_time);
+        }
+        let bytes = settings.compression.compress(&text);
+        let bytes = bytes.map_err(|source| Error::Compression { action: "compressing", source })?;
+        let id = lines.first().map_or(MessageId::from_bytes([0; 16]), |line| line.id);
+        Ok(Self {
+            name: ObjectName::new(&settings.prefix, key, &id, settings.compression.extension()),
+            bytes: bytes.into(),
+            uncompressed: text.len() as u64,
+            lines,
+            digest,
+            first_received: first,
+            last_received: last,
+        })
     }
-    let bytes = settings.compression.compress(&text);
-    let bytes = bytes.map_err(|source| Error::Compression { action: "compressing", source })?;
-    let id = lines.first().map_or(MessageId::from_bytes([0; 16]), |line| line.id);
-    Ok(ArchiveObject {
-        name: ObjectName::new(&settings.prefix, key, &id, settings.compression.extension()),
-        bytes: bytes.into(),
-        uncompressed: text.len() as u64,
-        lines,
-        digest,
-        first_received: first,
-        last_received: last,
-    })
 }
 
 #[cfg(test)]
@@ -160,7 +165,7 @@ mod tests {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let settings = ArchiveSettings { compression, ..ArchiveSettings::default() };
             let key = BatchKey::new(Timestamp::default(), None);
-            let object = build(&settings, &key, &messages, Timestamp::default()).unwrap();
+            let object = ArchiveObject::build(&settings, &key, &messages, Timestamp::default()).unwrap();
             let lines = std::io::BufReader::new(decompress(object.name.as_str(), &object.bytes[..]).unwrap())
                 .split(b'\n');
             let read: Vec<_> = lines.map(|line| decode_line(&line.unwrap()).unwrap()).collect();

@@ -1,6 +1,5 @@
 //! The batch processor that writes objects.
 
-use crate::object::build;
 use crate::{ArchiveObject, ArchiveSettings, BatchKey, Error, ObjectStore, PutOutcome, payload_fingerprint};
 use messagepipeline::{
     BatchOutcome, BatchProcessor, Clock, ID_CONFLICT, Item, Message, MessageId, StageError, metric_names,
@@ -91,7 +90,8 @@ impl ArchiveProcessor {
     /// connections.
     async fn build(&self, key: &BatchKey, messages: Vec<(Message, u64)>) -> Result<ArchiveObject, Error> {
         let (settings, key, now) = (Arc::clone(&self.settings), key.clone(), self.clock.now());
-        let built = tokio::task::spawn_blocking(move || build(&settings, &key, &messages, now)).await;
+        let built =
+            tokio::task::spawn_blocking(move || ArchiveObject::build(&settings, &key, &messages, now)).await;
         match built {
             Ok(result) => result,
             // The service finds the message at fault.
