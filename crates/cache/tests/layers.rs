@@ -152,6 +152,8 @@ async fn presence_ends_with_its_age_unless_it_is_set_again() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Against a model that keeps keys in a plain list, most recently used last.
     #[test]
     fn the_order_is_exactly_least_recently_used(

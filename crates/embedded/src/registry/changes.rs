@@ -12,7 +12,7 @@ use tokio::time::sleep;
 /// Moves `changes` for every commit, or group of commits, by any connection of any process; never ends.
 ///
 /// `PRAGMA data_version` changes when a connection other than the asking one has committed
-/// (sqlite.org/pragma.html#pragma_data_version). After an outage a change is assumed.
+/// (sqlite.org/pragma.html#pragma_data_version). Before the first look and during an outage a change is assumed.
 pub(super) async fn watch(path: Arc<Path>, poll: Duration, changes: &watch::Sender<u64>) {
     let mut connection = None;
     let mut seen = None;
@@ -21,10 +21,9 @@ pub(super) async fn watch(path: Arc<Path>, poll: Duration, changes: &watch::Send
         match looked {
             Ok((open, version)) => {
                 connection = Some(open);
-                if seen.is_some_and(|seen| seen != version) {
+                if seen.replace(version) != Some(version) {
                     changes.send_modify(|count| *count += 1);
                 }
-                seen = Some(version);
             }
             Err(error) if seen != Some(OUTAGE) => {
                 tracing::warn!(%error, "the device registry cannot be asked for changes");

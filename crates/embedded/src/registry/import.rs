@@ -10,8 +10,11 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Lines in one transaction: short enough that another writer and the reader's change notice do not wait long.
-const STEP: usize = 5_000;
+/// Lines in one transaction: about a second of work, so that another import does not wait long. Not fewer, because
+/// ids in random order touch every page of the table in each transaction.
+const STEP_LINES: usize = 50_000;
+/// Bytes of lines that a transaction holds in memory.
+const STEP_BYTES: usize = 4 * 1024 * 1024;
 /// Refusals kept with their reasons; more are only counted.
 const KEPT_REFUSALS: usize = 1_000;
 
@@ -84,7 +87,7 @@ impl Importer {
     }
 
     /// Reads devices as CSV with a header or as NDJSON, told by the first line, and stores them. Blocks; `progress`
-    /// is called after each step of 5,000 lines with the report so far.
+    /// is called after each step of up to 50,000 lines with the report so far.
     ///
     /// A line replaces everything that is known about its device: a column that the file does not have, or that is
     /// empty, becomes absent. Where a file names a device twice, the last line stays. Columns beyond `device_id`,
@@ -110,9 +113,9 @@ impl Importer {
     /// Stores the next lines; false at the end of the file.
     fn step(&mut self, lines: &mut Lines<impl BufRead>, report: &mut ImportReport) -> Result<bool, Error> {
         // Read before the transaction begins: the source may be slow, and nobody else can write meanwhile.
-        let mut devices = Vec::with_capacity(STEP);
-        let mut more = true;
-        for _ in 0..STEP {
+        let mut devices = Vec::new();
+        let (mut read, mut bytes, mut more) = (0, 0, true);
+        while read < STEP_LINES && bytes < STEP_BYTES {
             match lines.next().map_err(|error| unreadable(error.into()))? {
                 Some((_, Ok(device))) => devices.push(device),
                 Some((line, Err(bad))) => report.refuse(line, bad.to_string()),
@@ -121,6 +124,8 @@ impl Importer {
                     break;
                 }
             }
+            read += 1;
+            bytes += lines.bytes();
         }
         self.store(&devices, report).map_err(|error| Error::from(error).at(&self.path))?;
         Ok(more)

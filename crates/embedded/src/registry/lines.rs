@@ -53,21 +53,21 @@ pub(super) struct Lines<R> {
     form: Form,
     line: u64,
     buffer: Vec<u8>,
-    /// The first line of an NDJSON file, which was read to tell the form.
-    first: Option<u64>,
+    /// Whether the buffer holds the first line of an NDJSON file, which was read to tell the form.
+    has_first: bool,
 }
 
 impl<R: BufRead> Lines<R> {
     /// Reads up to the first line that is not blank and tells the form by it.
     pub(super) fn new(source: R) -> Result<Self, BadFile> {
-        let mut lines = Self { source, form: Form::Json, line: 0, buffer: Vec::new(), first: None };
-        if !lines.advance()?.is_some_and(|whole| whole) {
+        let mut lines = Self { source, form: Form::Json, line: 0, buffer: Vec::new(), has_first: false };
+        if lines.advance()? != Some(true) {
             let found =
                 if lines.buffer.is_empty() { "the file is empty" } else { "its first line is too long" };
             return Err(BadFile::Header(found.to_owned()));
         }
         if lines.buffer.trim_ascii_start().starts_with(b"{") {
-            lines.first = Some(lines.line);
+            lines.has_first = true;
         } else {
             lines.form = Form::Csv(header(&lines.buffer)?);
         }
@@ -76,13 +76,15 @@ impl<R: BufRead> Lines<R> {
 
     /// The next line that is not blank: its number, and its device or what is wrong with it.
     pub(super) fn next(&mut self) -> io::Result<Option<(u64, Result<Device, BadLine>)>> {
-        let whole = match self.first.take() {
-            Some(_) => Some(true),
-            None => self.advance()?,
-        };
+        let whole = if std::mem::take(&mut self.has_first) { Some(true) } else { self.advance()? };
         let Some(whole) = whole else { return Ok(None) };
         let device = if whole { self.device() } else { Err(BadLine::TooLong) };
         Ok(Some((self.line, device)))
+    }
+
+    /// How long the line last read is.
+    pub(super) fn bytes(&self) -> usize {
+        self.buffer.len()
     }
 
     fn device(&self) -> Result<Device, BadLine> {

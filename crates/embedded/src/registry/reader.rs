@@ -95,7 +95,7 @@ impl Registry {
         Ok(self.read(count).await?.unsigned_abs())
     }
 
-    /// Moves whenever [`Registry::watch`] saw a change.
+    /// Moves whenever [`Registry::watch`] saw a change, and once when it begins.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
