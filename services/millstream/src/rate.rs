@@ -21,7 +21,9 @@ pub enum Rate {
 
 /// A text that is no rate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no rate; write `max`, messages per second as in `500/s`, or a multiple of the records' own speed as in `60x`")]
+#[error(
+    "`{0}` is no rate; write `max`, messages per second as in `500/s`, or a multiple of the records' own speed as in `60x`"
+)]
 pub struct RateError(String);
 
 impl FromStr for Rate {

@@ -99,6 +99,14 @@ impl ReadProgress {
         self.consumed.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn new(total: Option<u64>) -> Self {
+        Self { consumed: Arc::default(), total }
+    }
+
+    pub(crate) fn set_consumed(&self, bytes: u64) {
+        self.consumed.store(bytes, Ordering::Relaxed);
+    }
+
     /// Size of the file; unknown for standard input and pipes.
     #[must_use]
     pub fn total(&self) -> Option<u64> {
@@ -121,7 +129,10 @@ pub struct Recording {
 
 impl std::fmt::Debug for Recording {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recording").field("name", &self.name).field("line", &self.line).finish_non_exhaustive()
+        f.debug_struct("Recording")
+            .field("name", &self.name)
+            .field("line", &self.line)
+            .finish_non_exhaustive()
     }
 }
 
@@ -155,7 +166,7 @@ impl Recording {
         total: Option<u64>,
     ) -> Result<Self, RecordingError> {
         let name = name.into();
-        let progress = ReadProgress { consumed: Arc::default(), total };
+        let progress = ReadProgress::new(total);
         let counting = Counting { inner: reader, consumed: Arc::clone(&progress.consumed) };
         let reader = match decompress(counting) {
             Ok(reader) => reader,

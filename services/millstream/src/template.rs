@@ -229,14 +229,9 @@ mod tests {
 
     #[test]
     fn a_wrong_template_is_refused_with_the_position_of_the_mistake() {
-        for (template, at) in [
-            ("é{/a", 2),
-            ("a}b", 2),
-            ("{/a{/b}", 4),
-            ("é/+", 3),
-            ("a/{/b,c}", 7),
-            ("{}", 2),
-        ] {
+        for (template, at) in
+            [("é{/a", 2), ("a}b", 2), ("{/a{/b}", 4), ("é/+", 3), ("a/{/b,c}", 7), ("{}", 2)]
+        {
             let error = template.parse::<TopicTemplate>().unwrap_err().to_string();
             assert!(error.contains(&format!("character {at}:")), "{template}: {error}");
         }
