@@ -136,6 +136,10 @@ impl Connection {
                     Pause::ChunkFull => continue,
                     Pause::WindowFull | Pause::Incomplete(_) => undecoded = false,
                 }
+                // What was taken in may be answered at once: a refusal, or a repetition of what is stored.
+                if let Some(end) = self.collect() {
+                    return end;
+                }
             }
             let phase = *self.phase.borrow_and_update();
             match phase {

@@ -139,7 +139,7 @@ impl Listener {
             sender: sender.clone(),
             peer,
             refuse,
-            _place: place,
+            place,
         };
         let kill = self.kill.clone();
         self.tracker.spawn(async move {
@@ -184,15 +184,18 @@ struct Visitor {
     sender: Sender,
     peer: SocketAddr,
     refuse: Option<Reason>,
-    _place: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 }
 
 impl Visitor {
     async fn serve(self, stream: TcpStream) {
         // Boxed, because what a handshake needs would otherwise be part of every idle connection.
         let Some(connection) = Box::pin(self.receive(stream)).await else { return };
-        self.shared.telemetry.connections.increment(1);
-        let counted = Counted(Arc::clone(&self.shared));
+        let Self { shared, sender, place, .. } = self;
+        // The connection has its own, which it drops when the endpoint drains.
+        drop(sender);
+        shared.telemetry.connections.increment(1);
+        let counted = (Counted(shared), place);
         connection.run().await;
         drop(counted);
     }

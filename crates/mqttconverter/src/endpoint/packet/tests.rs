@@ -1,8 +1,8 @@
 use super::*;
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
-use rumqttc_v4_next::mqttbytes::v4;
-use rumqttc_v5_next::mqttbytes::{QoS, v5};
+use rumqttc_v4::mqttbytes::v4;
+use rumqttc_v5::mqttbytes::{QoS, v5};
 
 fn header_of(bytes: &[u8]) -> FixedHeader {
     FixedHeader::read(bytes).unwrap().unwrap()
@@ -119,7 +119,7 @@ proptest! {
         let read: Vec<_> = got.user_properties().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         prop_assert_eq!(read, user);
 
-        let mut older = v4::Publish::new(topic.clone(), rumqttc_v4_next::QoS::AtLeastOnce, payload.clone());
+        let mut older = v4::Publish::new(topic.clone(), rumqttc_v4::QoS::AtLeastOnce, payload.clone());
         older.pkid = id;
         bytes.clear();
         older.write(&mut bytes).unwrap();

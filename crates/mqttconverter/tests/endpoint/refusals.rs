@@ -1,0 +1,122 @@
+use crate::support::*;
+
+async fn refused_by(rig: &Rig, packet: &[u8], code: u8) {
+    let mut client = rig.client(V5).await;
+    client.send(packet).await;
+    client.expect(&[0xE0, 1, code]).await;
+    client.expect_closed().await;
+}
+
+async fn closed_by(rig: &Rig, packet: &[u8]) {
+    let mut client = rig.client(V311).await;
+    client.send(packet).await;
+    client.expect_closed().await;
+}
+
+#[tokio::test]
+async fn a_subscription_is_refused_and_the_connection_stays() {
+    let rig = Rig::new().await;
+    let mut client = rig.client(V311).await;
+    client.send(&packet(0x82, b"\x00\x07\x00\x01a\x01\x00\x01b\x00")).await;
+    client.expect(&[0x90, 4, 0, 7, 0x80, 0x80]).await;
+    client.send(&packet(0xA2, b"\x00\x08\x00\x01a")).await;
+    client.expect(&[0xB0, 2, 0, 8]).await;
+    client.ping().await;
+    let mut client = rig.client(Connect { client_id: "other", ..V5 }).await;
+    client.send(&packet(0x82, b"\x00\x07\x00\x00\x01a\x01")).await;
+    client.expect(&[0x90, 4, 0, 7, 0, 0x87]).await;
+    client.send(&packet(0xA2, b"\x00\x08\x00\x00\x01a")).await;
+    client.expect(&[0xB0, 4, 0, 8, 0, 0x11]).await;
+    client.ping().await;
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_ends_the_connection_with_its_code() {
+    let rig = Rig::with(|options| {
+        options.max_packet_bytes = 1_024;
+        options.receive_maximum = 1;
+    })
+    .await;
+    let qos_2 = [&[0x34][..], &publish(5, 1, "t", b"")[1..]].concat();
+    refused_by(&rig, &qos_2, 0x9B).await;
+    // Only the fixed header is sent: it says enough.
+    refused_by(&rig, &[0x30, 0xFE, 0x07], 0x95).await;
+    refused_by(&rig, &[publish(5, 1, "t", b""), publish(5, 2, "t", b"")].concat(), 0x93).await;
+    refused_by(&rig, &publish_with(5, 1, "", b"\x23\x00\x11", b""), 0x94).await;
+    refused_by(&rig, &publish_with(5, 1, "", b"\x23\x00\x01", b""), 0x82).await;
+    refused_by(&rig, &publish(5, 0, "a/#", b""), 0x90).await;
+    refused_by(&rig, &publish(5, 1, "a\0b", b""), 0x81).await;
+    refused_by(&rig, &[0xF0, 0], 0x82).await;
+    refused_by(&rig, b"\x00\x00", 0x81).await;
+    refused_by(&rig, &V5.bytes(), 0x82).await;
+    let qos_2 = [&[0x34][..], &publish(4, 1, "t", b"")[1..]].concat();
+    closed_by(&rig, &qos_2).await;
+    closed_by(&rig, &[0x30, 0xFE, 0x07]).await;
+    closed_by(&rig, &publish(4, 1, "a/+", b"")).await;
+    closed_by(&rig, &publish(4, 1, "", b"")).await;
+    closed_by(&rig, &[0xFF; 64]).await;
+}
+
+#[tokio::test]
+async fn a_publish_refused_for_good_gets_its_code_in_order_and_the_connection_stays() {
+    let mut rig = Rig::new().await;
+    let mut client = rig.client(V5).await;
+    let packets = [
+        publish(5, 1, "t", b"good"),
+        publish(5, 2, "a/#", b""),
+        publish_with(5, 3, "t", b"\x01\x01", b"\xff"),
+        publish_with(5, 4, "t", &b"\x26\x00\x00\x00\x00".repeat(25), b""),
+    ];
+    client.send(&packets.concat()).await;
+    let mut messages = rig.take(2).await;
+    client.ping().await;
+    messages.remove(0).1.ack();
+    client.expect(&puback(1)).await;
+    client.expect(&[0x40, 3, 0, 2, 0x90]).await;
+    client.expect(&[0x40, 3, 0, 3, 0x99]).await;
+    messages.remove(0).1.ack();
+    client.expect(&puback(4)).await;
+}
+
+#[tokio::test]
+async fn only_mqtt_3_1_1_and_5_get_in() {
+    let rig = Rig::new().await;
+    let mut body = V311.bytes()[2..].to_vec();
+    body[6] = 3;
+    for (bytes, answer) in [
+        (packet(0x10, b"\x00\x06MQIsdp\x03\x02\x00\x00\x00\x01a"), &[0x20, 2, 0, 1][..]),
+        (packet(0x10, &body), &[0x20, 2, 0, 1]),
+        (Connect { level: 6, ..V311 }.bytes(), &[0x20, 3, 0, 0x84, 0]),
+    ] {
+        let mut client = Client::open(rig.address).await;
+        client.send(&bytes).await;
+        client.expect(answer).await;
+        client.expect_closed().await;
+    }
+    for garbage in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x10\xff\xff\xff\xff", b"\x10\xff\xff\xff\x7f", b"\xc0\x00"]
+    {
+        let mut client = Client::open(rig.address).await;
+        client.send(garbage).await;
+        client.expect_closed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_is_told_so() {
+    let rig = Rig::with(|options| options.max_connections = 1).await;
+    let mut first = rig.client(V311).await;
+    for (connect, answer) in [(V5, &[0x20, 3, 0, 0x97, 0][..]), (V311, &[0x20, 2, 0, 3])] {
+        let mut client = Client::open(rig.address).await;
+        client.send(&Connect { client_id: "second", ..connect }.bytes()).await;
+        client.expect(answer).await;
+        client.expect_closed().await;
+    }
+    first.ping().await;
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_cut_off_at_the_connect_deadline() {
+    let rig = Rig::with(|options| options.connect_timeout = std::time::Duration::from_millis(50)).await;
+    Client::open(rig.address).await.expect_closed().await;
+}

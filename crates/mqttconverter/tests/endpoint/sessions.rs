@@ -1,0 +1,131 @@
+use crate::support::*;
+use messagepipeline::names;
+
+const KEPT: Connect<'static> = Connect { clean: false, expiry: 60, ..V5 };
+
+#[tokio::test]
+async fn a_publish_sent_again_while_the_first_is_in_flight_is_one_message_with_one_puback() {
+    for connect in [KEPT, Connect { level: 4, ..KEPT }] {
+        let mut rig = Rig::new().await;
+        let packet = publish(connect.level, 5, "t", b"once");
+        let mut first = rig.client(connect).await;
+        first.send(&packet).await;
+        let mut messages = rig.take(1).await;
+        drop(first);
+        let mut second = rig.client(connect).await;
+        second.send(&again(packet.clone())).await;
+        second.ping().await;
+        assert!(rig.is_quiet().await);
+        messages.remove(0).1.ack();
+        second.expect(&puback(5)).await;
+        // Now the PUBACK is written, and nobody can know whether it arrived.
+        second.send(&again(packet)).await;
+        assert_eq!(payloads(&rig.take(1).await), [b"once"]);
+    }
+}
+
+#[tokio::test]
+async fn a_publish_stored_after_its_connection_died_is_answered_at_once() {
+    let mut rig = Rig::new().await;
+    let mut first = rig.client(KEPT).await;
+    first.send(&publish(5, 5, "t", b"once")).await;
+    let mut messages = rig.take(1).await;
+    let mut second = rig.client(KEPT).await;
+    messages.remove(0).1.ack();
+    second.send(&again(publish(5, 5, "t", b"once"))).await;
+    second.expect(&puback(5)).await;
+    assert!(rig.is_quiet().await);
+}
+
+#[tokio::test]
+async fn the_same_identifier_with_other_bytes_or_after_a_clean_start_is_a_new_message() {
+    let mut rig = Rig::new().await;
+    let mut first = rig.client(KEPT).await;
+    first.send(&publish(5, 5, "t", b"one")).await;
+    let _one = rig.take(1).await;
+    let mut second = rig.client(KEPT).await;
+    second.send(&again(publish(5, 5, "t", b"two"))).await;
+    let two = rig.take(1).await;
+    assert_eq!(payloads(&two), [b"two"]);
+    let mut third = rig.client(V5).await;
+    third.send(&again(publish(5, 5, "t", b"two"))).await;
+    assert_eq!(payloads(&rig.take(1).await), [b"two"]);
+}
+
+#[tokio::test]
+async fn session_present_tells_whether_the_session_is_known() {
+    let rig = Rig::new().await;
+    // What is kept is known again; a clean start forgets; a session without expiry ends with its connection.
+    for (connect, expected) in [(KEPT, 0), (KEPT, 1), (V5, 0), (KEPT, 0), (KEPT, 1)] {
+        let mut client = Client::open(rig.address).await;
+        client.send(&connect.bytes()).await;
+        assert_eq!(client.packet().await[2], expected);
+        client.send(&DISCONNECT).await;
+        client.expect_closed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_connection_takes_the_session_over() {
+    let rig = Rig::new().await;
+    for connect in [V311, V5] {
+        let mut first = rig.client(connect).await;
+        let mut second = rig.client(connect).await;
+        if connect.level == 5 {
+            first.expect(&[0xE0, 1, 0x8E]).await;
+        }
+        first.expect_closed().await;
+        second.ping().await;
+    }
+}
+
+#[tokio::test]
+async fn an_empty_client_identifier_is_assigned_where_the_session_is_not_kept() {
+    let rig = Rig::new().await;
+    let mut client = Client::open(rig.address).await;
+    client.send(&Connect { client_id: "", ..V5 }.bytes()).await;
+    let connack = client.packet().await;
+    let at = connack.windows(3).position(|bytes| bytes == [0x12, 0, 36]).expect("Assigned Client Identifier");
+    assert_eq!(connack.len(), at + 3 + 36);
+    rig.client(Connect { client_id: "", ..V311 }).await;
+    let mut client = Client::open(rig.address).await;
+    client.send(&Connect { client_id: "", clean: false, ..V311 }.bytes()).await;
+    client.expect(&[0x20, 2, 0, 2]).await;
+    client.expect_closed().await;
+}
+
+#[tokio::test]
+async fn a_will_is_published_unless_the_client_says_goodbye() {
+    for connect in [V311, V5] {
+        let mut rig = Rig::new().await;
+        let polite = Connect { client_id: "polite", will: Some(("wills", "polite")), ..connect };
+        let mut client = rig.client(polite).await;
+        client.send(&DISCONNECT).await;
+        client.expect_closed().await;
+        let rude = Connect { client_id: "rude", will: Some(("wills", "rude")), ..connect };
+        drop(rig.client(rude).await);
+        let messages = rig.take(1).await;
+        let attributes = &messages[0].0.attributes;
+        assert_eq!(payloads(&messages), [b"rude"]);
+        assert_eq!(attributes.get(names::WILL), Some("true"));
+        assert_eq!(attributes.get(names::TOPIC), Some("wills"));
+        assert!(rig.drain().await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_falls_silent_is_cut_off_but_not_while_it_is_us_who_do_not_read() {
+    let mut rig = Rig::with(|options| options.receive_maximum = 1).await;
+    let mut stalled = rig.client(Connect { client_id: "stalled", keep_alive: 1, ..V311 }).await;
+    stalled.send(&[publish(4, 1, "t", b"1"), publish(4, 2, "t", b"2")].concat()).await;
+    let mut held = rig.take(1).await;
+    for _ in 0..2 {
+        let mut silent = rig.client(Connect { keep_alive: 1, ..V5 }).await;
+        silent.expect(&[0xE0, 1, 0x8D]).await;
+        silent.expect_closed().await;
+    }
+    held.remove(0).1.ack();
+    stalled.expect(&puback(1)).await;
+    rig.take(1).await.remove(0).1.ack();
+    stalled.expect(&puback(2)).await;
+}
