@@ -1,6 +1,6 @@
 //! What every bus promises: the conformance suite that the memory double and each adapter pass alike.
 //!
-//! An adapter implements [`BusUnderTest`] and calls [`consumer_suite!`](crate::consumer_suite) in an integration
+//! An adapter implements [`BusUnderTest`] and calls [`consumer_suite!`](crate::consumer_suite!) in an integration
 //! test; it makes one test of each promise. What an adapter cannot do by its nature it declares in [`Features`].
 //!
 //! The suite asserts that something comes by waiting for it (at most [`PATIENCE`]), and that something does not come

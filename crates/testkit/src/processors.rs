@@ -25,8 +25,10 @@ pub enum Act {
 #[derive(Clone)]
 pub struct ScriptedProcessor(Arc<Inner>);
 
+type Script = dyn Fn(&Message, u32) -> Act + Send + Sync;
+
 struct Inner {
-    script: Box<dyn Fn(&Message, u32) -> Act + Send + Sync>,
+    script: Box<Script>,
     gate: Semaphore,
     seen: Mutex<Seen>,
 }
@@ -149,7 +151,10 @@ impl<T: Send + Sync> BatchProcessor<T> for ScriptedProcessor {
         }
         let result = |(act, item): (Act, &Item<T>)| match act {
             Act::Fail(error) => Err(error),
-            _ => Ok(self.note_done(&item.message)),
+            _ => {
+                self.note_done(&item.message);
+                Ok(())
+            }
         };
         BatchOutcome::Each(acts.into_iter().zip(batch).map(result).collect())
     }
