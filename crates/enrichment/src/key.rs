@@ -1,12 +1,9 @@
 //! Which device a message is from.
 
 use messagepipeline::{Message, names};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// One place where the look-up key may stand.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
     /// A message attribute of this name.
     Attribute(String),
@@ -15,8 +12,7 @@ pub enum KeySource {
 }
 
 /// Finds the look-up key of a message: the first of its sources that has a text that is not empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyExtractor {
     sources: Vec<KeySource>,
 }
@@ -77,8 +73,8 @@ mod tests {
 
     #[test]
     fn the_order_is_configuration() {
-        let keys: KeyExtractor =
-            serde_json::from_str(r#"[{"enrichment":"DeviceID"},{"attribute":"device_id"}]"#).unwrap();
+        let field = KeySource::Enrichment("DeviceID".to_owned());
+        let keys = KeyExtractor::new(vec![field, KeySource::Attribute("device_id".to_owned())]);
         let message = message(&[("device_id", "own")], r#"{"DeviceID":"e"}"#);
         assert_eq!(keys.key(&message), Some("e"));
     }

@@ -3,14 +3,11 @@
 use cache::{FetchError, FetchResult, Fetched, Fetcher};
 use futures_util::future::{BoxFuture, FutureExt};
 use messagepipeline::Enrichment;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// New names for fields of the device's data; a field that is not named here keeps its name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldMapping {
     renames: BTreeMap<String, String>,
 }
