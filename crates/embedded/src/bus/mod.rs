@@ -10,6 +10,7 @@
 //! Durable are: the log, the ids that ever entered a topic, each subscription's cursor with what is settled above
 //! it, and counted attempts. Leases live in memory ([`leases`]); after a restart everything unsettled comes again.
 
+mod books;
 mod consumer;
 mod dead_letters;
 mod housekeeping;
@@ -21,6 +22,7 @@ mod runs;
 mod schema;
 mod state;
 
+pub use books::{BusReader, LetterCount, LetterFilter, Sighting, SubscriptionBooks};
 pub use consumer::{BusConsumer, ConsumerOptions};
 pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, StoredLetter};
 pub use parked::BusParkingLot;

@@ -148,12 +148,11 @@ fn read_all(statement: &mut Statement<'_>, params: impl rusqlite::Params) -> rus
 /// Ids of parked messages in order, those after `after`, at most `limit`.
 pub(super) fn ids_after(
     connection: &Connection,
-    after: [u8; 16],
+    after: &[u8],
     limit: usize,
 ) -> rusqlite::Result<Vec<MessageId>> {
     let mut statement =
         connection.prepare_cached("SELECT id FROM parked WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-    let ids =
-        statement.query_map(params![after.as_slice(), signed(limit as u64)], |row| id_of(row.get_ref(0)?))?;
+    let ids = statement.query_map(params![after, signed(limit as u64)], |row| id_of(row.get_ref(0)?))?;
     ids.collect()
 }
