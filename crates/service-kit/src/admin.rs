@@ -46,7 +46,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address is taken.
-    #[error("cannot listen for HTTP on {address}: port in use; stop the other program or choose another port (0 picks a free one)")]
+    #[error(
+        "cannot listen for HTTP on {address}: port in use; stop the other program or choose another port (0 picks a free one)"
+    )]
     PortInUse {
         /// The address.
         address: SocketAddr,
@@ -82,7 +84,9 @@ pub fn router(health: Health, shutdown: Shutdown, metrics: Metrics) -> Router {
         .route("/readyz", get(async move || readiness(&health, &shutdown)))
         .route(
             "/metrics",
-            get(async move || ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())),
+            get(async move || {
+                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+            }),
         )
 }
 
@@ -120,8 +124,12 @@ pub async fn serve(address: SocketAddr, routes: Router) -> Result<AdminServer, A
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let local_addr = listener.local_addr().map_err(failed)?;
     let routes = routes
-        .fallback(async || refuse(StatusCode::NOT_FOUND, "no such path; there are /healthz, /readyz and /metrics"))
-        .method_not_allowed_fallback(async || refuse(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method"))
+        .fallback(async || {
+            refuse(StatusCode::NOT_FOUND, "no such path; there are /healthz, /readyz and /metrics")
+        })
+        .method_not_allowed_fallback(async || {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
+        })
         .layer(middleware::from_fn(within_timeout));
     let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
     connections.spawn(accept(listener, routes, stop.clone(), connections.clone()));

@@ -16,6 +16,8 @@
 //! let loaded = config::load::<Config>(&source, &std::env::vars().collect(), &[])?;
 //! // telemetry
 //! let metrics = telemetry::init(&loaded.value.log, telemetry::Verbosity::default())?;
+//! let _upkeep = metrics.start_upkeep();
+//! telemetry::record_build("ingestion", env!("CARGO_PKG_VERSION"));
 //! // build
 //! let (health, shutdown) = (Health::new(), Shutdown::new());
 //! let routes = admin::router(health.clone(), shutdown.clone(), metrics.clone());

@@ -82,7 +82,12 @@ impl Tasks {
     /// No tasks yet. They are to end when `shutdown` begins.
     #[must_use]
     pub fn new(shutdown: Shutdown) -> Self {
-        Self { shutdown, running: JoinSet::new(), names: std::collections::HashMap::new(), outcome: Outcome::default() }
+        Self {
+            shutdown,
+            running: JoinSet::new(),
+            names: std::collections::HashMap::new(),
+            outcome: Outcome::default(),
+        }
     }
 
     /// Starts a task. It ends by itself when the shutdown begins, or earlier when its work is done.
@@ -226,7 +231,8 @@ mod tests {
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.spawn("bigquery", stage(shutdown.clone(), Duration::from_secs(1)));
         tasks.spawn("enrichment", async { Err("no registry") });
-        let panics = |broken: bool| async move { if broken { panic!("index 7") } else { Ok::<(), Infallible>(()) } };
+        let panics =
+            |broken: bool| async move { if broken { panic!("index 7") } else { Ok::<(), Infallible>(()) } };
         tasks.spawn("ingestion", panics(true));
         let mut outcome = tasks.run(Signals::channel().1, DEADLINE).await;
         outcome.failures.sort_by(|a, b| a.task.cmp(&b.task));

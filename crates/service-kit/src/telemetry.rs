@@ -1,12 +1,16 @@
 //! Logs on standard error and metrics for Prometheus.
 
-use messagepipeline::{ErrorClass, Shutdown, StageError};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use messagepipeline::{ErrorClass, StageError};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
@@ -96,7 +100,8 @@ impl Verbosity {
             LevelFilter::TRACE,
         ];
         let configured = LEVELS.iter().position(|filter| *filter == LevelFilter::from(level)).unwrap_or(3);
-        let wanted = configured.saturating_add(usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
+        let wanted =
+            configured.saturating_add(usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
         LEVELS[wanted.min(LEVELS.len() - 1)]
     }
 }
@@ -161,9 +166,9 @@ fn subscriber(
     terminal: bool,
     writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
 ) -> impl tracing::Subscriber + Send + Sync {
-    let levels = Targets::new()
-        .with_default(verbosity.apply(settings.level))
-        .with_targets(settings.targets.iter().map(|(target, level)| (target.clone(), LevelFilter::from(*level))));
+    let levels = Targets::new().with_default(verbosity.apply(settings.level)).with_targets(
+        settings.targets.iter().map(|(target, level)| (target.clone(), LevelFilter::from(*level))),
+    );
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let lines = match format {
@@ -195,18 +200,25 @@ impl Metrics {
         self.0.render()
     }
 
-    /// Keeps the memory of histograms bounded while nobody reads the metrics. Ends when the shutdown begins.
-    pub async fn upkeep(self, shutdown: Shutdown) {
-        let mut ticks = tokio::time::interval(UPKEEP);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = shutdown.begun() => return,
-                _ = ticks.tick() => self.0.run_upkeep(),
+    /// Keeps the memory of histograms bounded while nobody reads the metrics, until the answer is dropped.
+    /// Needs a tokio runtime.
+    pub fn start_upkeep(&self) -> Upkeep {
+        let handle = self.0.clone();
+        Upkeep(AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(UPKEEP);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                handle.run_upkeep();
             }
-        }
+        })))
     }
 }
+
+/// Upkeep of metrics that goes on until this is dropped.
+#[derive(Debug)]
+#[must_use = "upkeep ends when this is dropped"]
+pub struct Upkeep(#[expect(dead_code, reason = "held for its drop")] AbortOnDropHandle<()>);
 
 /// A recorder that is not the process's own yet; tests use it through `metrics::with_local_recorder`.
 ///
@@ -214,7 +226,8 @@ impl Metrics {
 /// When the exporter refuses its settings.
 pub fn recorder() -> Result<(PrometheusRecorder, Metrics), TelemetryError> {
     let seconds = Matcher::Suffix("_seconds".to_owned());
-    let recorder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &SECONDS_BUCKETS)?.build_recorder();
+    let recorder =
+        PrometheusBuilder::new().set_buckets_for_metric(seconds, &SECONDS_BUCKETS)?.build_recorder();
     let metrics = Metrics(recorder.handle());
     Ok((recorder, metrics))
 }
@@ -265,7 +278,8 @@ mod tests {
 
     #[test]
     fn levels_come_from_the_configuration_its_targets_and_the_command_line() {
-        let quiet_part = LogSettings { targets: [("noisy".to_owned(), LogLevel::Warn)].into(), ..LogSettings::default() };
+        let quiet_part =
+            LogSettings { targets: [("noisy".to_owned(), LogLevel::Warn)].into(), ..LogSettings::default() };
         let lines = logged(&quiet_part, Verbosity { verbose: 1, quiet: 0 }, false);
         assert!(lines.contains("details") && !lines.contains("chatter"), "{lines}");
         assert_eq!(logged(&LogSettings::default(), Verbosity { verbose: 0, quiet: 1 }, false), "");

@@ -1,5 +1,7 @@
 //! The admin server as a probe, a scraper and a bad client see it.
 
+#![allow(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+
 use messagepipeline::{Health, Shutdown};
 use service_kit::admin::{AdminServer, router, serve};
 use service_kit::telemetry::recorder;

@@ -32,8 +32,10 @@ impl<'a> Validator<'a> {
             },
             // Words with a description each: one choice, told as one.
             Value::Scalar(_) => {
-                let choices: Option<Vec<_>> =
-                    fitting.iter().map(|branch| shape::choices(self.root, shape::resolve(self.root, branch))).collect();
+                let choices: Option<Vec<_>> = fitting
+                    .iter()
+                    .map(|branch| shape::choices(self.root, shape::resolve(self.root, branch)))
+                    .collect();
                 if let Some(choices) = choices {
                     let choices: Vec<&Json> = choices.into_iter().flatten().collect();
                     let before = self.problems.len();
@@ -68,7 +70,13 @@ impl<'a> Validator<'a> {
     }
 
     /// Chooses by a key that names the alternative: `kind: mqtt` inside it, or `mqtt: …` around it.
-    fn by_tag(&mut self, fitting: &[&'a Json], entries: &'a [Entry], node: &'a Node, path: &Path) -> Tagged<'a> {
+    fn by_tag(
+        &mut self,
+        fitting: &[&'a Json],
+        entries: &'a [Entry],
+        node: &'a Node,
+        path: &Path,
+    ) -> Tagged<'a> {
         let shapes: Vec<Shape<'a>> = fitting.iter().map(|branch| Shape::of(self.root, branch)).collect();
         if let Some(tag) = shapes[0].tags().find(|tag| shapes.iter().all(|shape| shape.tag(tag).is_some())) {
             let choices: Vec<&Json> = shapes.iter().filter_map(|shape| shape.tag(tag)).collect();

@@ -2,7 +2,7 @@
 
 use super::path::{Path, Step};
 use super::problem::{ConfigErrors, Place, Problem, sort};
-use super::tree::Node;
+use super::tree::{Node, Value};
 use std::sync::Arc;
 
 /// Finds places in a loaded configuration.
@@ -14,7 +14,19 @@ pub(super) struct Places {
 
 impl Places {
     pub(super) fn locate(&self, path: &Path) -> Place {
-        self.root.nearest(path).map_or_else(|| Place::Default(self.file.clone()), |spot| spot.place(&self.file))
+        self.root
+            .nearest(path)
+            .map_or_else(|| Place::Default(self.file.clone()), |node| node.spot.place(&self.file))
+    }
+
+    /// `message` without the value at `path`, if that came from the environment.
+    pub(super) fn without_hidden(&self, path: &Path, message: String) -> String {
+        match self.root.nearest(path).map(|node| &node.value) {
+            Some(Value::Scalar(scalar)) if scalar.is_hidden() && !scalar.text.is_empty() => {
+                message.replace(&scalar.text, &scalar.shown)
+            }
+            _ => message,
+        }
     }
 }
 

@@ -9,8 +9,14 @@ use std::str::FromStr;
 use std::time::Duration as StdDuration;
 
 /// Units from the largest to the smallest, in microseconds.
-const UNITS: [(&str, u64); 6] =
-    [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)];
+const UNITS: [(&str, u64); 6] = [
+    ("d", 86_400_000_000),
+    ("h", 3_600_000_000),
+    ("m", 60_000_000),
+    ("s", 1_000_000),
+    ("ms", 1_000),
+    ("us", 1),
+];
 
 /// The format name in the JSON Schema.
 pub(super) const FORMAT: &str = "millstream-duration";
@@ -109,7 +115,8 @@ impl FromStr for Duration {
             let unit_end = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(unit_end);
             if unit.is_empty() {
-                let hint = if tail.is_empty() { format!(" (did you mean {number}s?)") } else { String::new() };
+                let hint =
+                    if tail.is_empty() { format!(" (did you mean {number}s?)") } else { String::new() };
                 return Err(refuse(&format!("a duration needs a unit{hint}")));
             }
             let Some(position) = units_left.iter().position(|(name, _)| *name == unit) else {
@@ -174,9 +181,14 @@ mod tests {
 
     #[test]
     fn durations_read_as_people_write_them() {
-        for (text, millis) in
-            [("5s", 5_000), ("1m30s", 90_000), ("250ms", 250), ("2h", 7_200_000), ("0s", 0), ("1d1ms", 86_400_001)]
-        {
+        for (text, millis) in [
+            ("5s", 5_000),
+            ("1m30s", 90_000),
+            ("250ms", 250),
+            ("2h", 7_200_000),
+            ("0s", 0),
+            ("1d1ms", 86_400_001),
+        ] {
             assert_eq!(text.parse::<Duration>().unwrap(), Duration::from_millis(millis), "{text}");
         }
     }

@@ -60,7 +60,8 @@ fn expand_text(text: &str, environment: &HashMap<String, String>) -> Result<Opti
         }
         expanded.text.push_str(&rest[..start]);
         let inside = &rest[start + 2..];
-        let end = inside.find('}').ok_or("\"${\" without \"}\"; write $${ for the characters ${ themselves")?;
+        let end =
+            inside.find('}').ok_or("\"${\" without \"}\"; write $${ for the characters ${ themselves")?;
         expanded.text.push_str(&variable(&inside[..end], environment)?);
         expanded.from_environment = true;
         rest = &inside[end + 1..];
@@ -77,7 +78,9 @@ fn variable(reference: &str, environment: &HashMap<String, String>) -> Result<St
     let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if !valid {
-        return Err(format!("{name:?} is not the name of an environment variable; write ${{NAME}} or ${{NAME:-default}}"));
+        return Err(format!(
+            "{name:?} is not the name of an environment variable; write ${{NAME}} or ${{NAME:-default}}"
+        ));
     }
     match (environment.get(name), default) {
         (Some(value), None) => Ok(value.clone()),

@@ -12,9 +12,10 @@ pub(super) fn check(format: Option<&str>, text: &str) -> Result<(), String> {
         Some("ip") => told(text.parse::<IpAddr>().is_ok(), "an IP address such as 127.0.0.1"),
         Some("ipv4") => told(text.parse::<Ipv4Addr>().is_ok(), "an IPv4 address such as 127.0.0.1"),
         Some("ipv6") => told(text.parse::<Ipv6Addr>().is_ok(), "an IPv6 address such as ::1"),
-        Some("socket-address") => {
-            told(text.parse::<SocketAddr>().is_ok(), "an address with a port such as 127.0.0.1:8080 or [::1]:8080")
-        }
+        Some("socket-address") => told(
+            text.parse::<SocketAddr>().is_ok(),
+            "an address with a port such as 127.0.0.1:8080 or [::1]:8080",
+        ),
         _ => Ok(()),
     }
 }

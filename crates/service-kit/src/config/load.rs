@@ -60,7 +60,8 @@ pub fn load<T: DeserializeOwned + JsonSchema>(
         Ok(value) => Ok(Loaded { value, places }),
         Err(error) => {
             let path = key_path(error.path());
-            let problem = Problem::new(places.locate(&path), &path, error.into_inner().to_string());
+            let message = places.without_hidden(&path, error.into_inner().to_string());
+            let problem = Problem::new(places.locate(&path), &path, message);
             Err(ConfigErrors::new(vec![problem], Vec::new()))
         }
     }

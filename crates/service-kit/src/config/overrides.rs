@@ -33,7 +33,10 @@ pub(super) fn apply(root: &mut Node, overrides: &[Override], problems: &mut Vec<
         let origin: Arc<str> = item.origin.as_str().into();
         let path = Path::from_pointer(&item.pointer);
         if set(root, &path.0, item, &origin).is_none() {
-            let message = format!("cannot be set by {}: the file has a list or a single value on the way there", item.origin);
+            let message = format!(
+                "cannot be set by {}: the file has a list or a single value on the way there",
+                item.origin
+            );
             problems.push(Problem::new(Place::Override(origin), &path, message));
         }
     }
@@ -43,7 +46,8 @@ fn set(node: &mut Node, steps: &[Step], item: &Override, origin: &Arc<str>) -> O
     let spot = || Spot::Override(origin.clone());
     let Some((step, rest)) = steps.split_first() else {
         node.spot = spot();
-        node.value = Value::Scalar(Scalar { text: item.value.clone(), kind: Kind::Dynamic, shown: shown(item) });
+        node.value =
+            Value::Scalar(Scalar { text: item.value.clone(), kind: Kind::Dynamic, shown: shown(item) });
         return Some(());
     };
     if matches!(&node.value, Value::Scalar(scalar) if scalar.is_null()) {
@@ -69,5 +73,5 @@ fn set(node: &mut Node, steps: &[Step], item: &Override, origin: &Arc<str>) -> O
 
 /// A flag's value stands on the screen anyway; a variable's may be a secret.
 fn shown(item: &Override) -> String {
-    if item.origin.starts_with('-') { format!("{:?}", item.value) } else { format!("the value of {}", item.origin) }
+    if item.origin.starts_with('-') { item.value.clone() } else { format!("the value of {}", item.origin) }
 }

@@ -46,7 +46,8 @@ impl fmt::Display for Path {
                 Step::Index(index) => write!(f, "[{index}]")?,
                 Step::Key(key) => {
                     let dot = if position == 0 { "" } else { "." };
-                    let plain = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || "_-/".contains(c));
+                    let plain =
+                        !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || "_-/".contains(c));
                     if plain { write!(f, "{dot}{key}")? } else { write!(f, "{dot}{key:?}")? }
                 }
             }

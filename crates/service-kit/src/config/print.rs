@@ -29,7 +29,7 @@ pub(super) fn emit(value: &Json) -> String {
 fn object(map: &serde_json::Map<String, Json>, indent: usize, in_item: bool, out: &mut String) {
     for (index, (key, value)) in map.iter().enumerate() {
         start_line(indent, in_item && index == 0, out);
-        out.push_str(&text(key));
+        out.push_str(&text(key.clone()));
         out.push(':');
         below(value, indent, out);
     }
@@ -83,23 +83,19 @@ fn start_line(indent: usize, after_dash: bool, out: &mut String) {
 
 fn inline(value: &Json) -> String {
     match value {
-        Json::String(value) => text(value),
+        // What stands for itself now would be expanded when it is read back; keys never are.
+        Json::String(value) => text(value.replace("${", "$${")),
         Json::Array(_) => "[]".to_owned(),
         Json::Object(_) => "{}".to_owned(),
         value => value.to_string(),
     }
 }
 
-/// Plain where nothing in it means anything to YAML, else in double quotes, as JSON writes it. What would be
-/// expanded when it is read back is escaped.
-fn text(value: &str) -> String {
-    let value = value.replace("${", "$${");
-    let first_plain = value.starts_with(|c: char| c.is_alphabetic() || c == '/' || c == '$');
-    let number = value.starts_with(|c: char| c.is_ascii_digit());
+/// Plain where nothing in it means anything to YAML, else in double quotes.
+fn text(value: String) -> String {
+    let plain_start = value.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/' || c == '$');
     let plain_inside = |c: char| c.is_ascii_alphanumeric() || "/_-.+$".contains(c);
-    let plain = (first_plain || number)
-        && value.chars().all(plain_inside)
-        && super::scalar::resolve(&value).is_string();
+    let plain = plain_start && value.chars().all(plain_inside) && super::scalar::resolve(&value).is_string();
     if plain { value } else { quoted(&value) }
 }
 
@@ -134,14 +130,16 @@ mod tests {
     fn read(text: &str) -> Json {
         let source = Source::text("printed.yaml", text);
         let mut problems = Vec::new();
-        let mut root = yaml::parse(&source, &mut problems).unwrap_or_else(|| panic!("{problems:?} in\n{text}"));
+        let mut root =
+            yaml::parse(&source, &mut problems).unwrap_or_else(|| panic!("{problems:?} in\n{text}"));
         expand::expand(&mut root, &Path::default(), &source.name, &Default::default(), &mut problems);
         assert!(problems.is_empty(), "{problems:?} in\n{text}");
         Places { file: source.name, root }.root.to_json()
     }
 
     fn json() -> impl Strategy<Value = Json> {
-        let text = prop_oneof![any::<String>(), "[ -~]{0,8}", "(true|null|~|1e3|0x1|- a|a: b|# c|\\$\\{A\\}|---)"];
+        let text =
+            prop_oneof![any::<String>(), "[ -~]{0,8}", "(true|null|~|1e3|0x1|- a|a: b|# c|\\$\\{A\\}|---)"];
         let leaf = prop_oneof![
             Just(Json::Null),
             any::<bool>().prop_map(Json::from),
@@ -153,7 +151,8 @@ mod tests {
         leaf.prop_recursive(4, 32, 5, move |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..5).prop_map(Json::from),
-                proptest::collection::vec((text.clone(), inner), 0..5).prop_map(|m| Json::Object(m.into_iter().collect())),
+                proptest::collection::vec((text.clone(), inner), 0..5)
+                    .prop_map(|m| Json::Object(m.into_iter().collect())),
             ]
         })
     }

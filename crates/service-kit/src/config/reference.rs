@@ -64,9 +64,15 @@ fn keys(root: &Json, path: &str, schema: &Json, when: &str, depth: usize, rows: 
     let branches: Vec<_> = branches.into_iter().map(|branch| (branch, Shape::of(root, branch))).collect();
     if let Some(tag) = branches.first().and_then(|(_, shape)| shape.tags().next()) {
         let choices: Vec<&Json> = branches.iter().filter_map(|(_, shape)| shape.tag(tag)).collect();
-        let meaning: Vec<String> = branches.iter().filter_map(|(branch, shape)| choice(branch, shape.tag(tag)?)).collect();
+        let meaning: Vec<String> =
+            branches.iter().filter_map(|(branch, shape)| choice(branch, shape.tag(tag)?)).collect();
         let kind = format!("one of {}", shape::list_choices(&choices));
-        rows.push([format!("`{path}.{tag}`"), kind, "required".to_owned(), format!("{when}{}", meaning.join(" "))]);
+        rows.push([
+            format!("`{path}.{tag}`"),
+            kind,
+            "required".to_owned(),
+            format!("{when}{}", meaning.join(" ")),
+        ]);
         for (branch, shape) in &branches {
             let word = shape.tag(tag).and_then(Json::as_str).unwrap_or_default();
             keys(root, path, branch, &format!("With `{tag}: {word}`: "), depth + 1, rows);
@@ -79,7 +85,15 @@ fn choice(branch: &Json, word: &Json) -> Option<String> {
     Some(format!("`{}`: {}", word.as_str()?, one_line(description)))
 }
 
-fn row(root: &Json, path: &str, property: &Json, parent: &Shape<'_>, when: &str, depth: usize, rows: &mut Vec<Row>) {
+fn row(
+    root: &Json,
+    path: &str,
+    property: &Json,
+    parent: &Shape<'_>,
+    when: &str,
+    depth: usize,
+    rows: &mut Vec<Row>,
+) {
     let name = path.rsplit('.').next().unwrap_or(path);
     let inner = nested(root, property);
     let required = parent.required.contains(&name);
@@ -112,10 +126,8 @@ fn nested<'a>(root: &'a Json, schema: &'a Json) -> Option<(String, &'a Json)> {
     if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
         return nested(root, values).map(|(suffix, inner)| (format!(".NAME{suffix}"), inner));
     }
-    let branches: Vec<&Json> = shape::alternatives(schema)?
-        .iter()
-        .filter(|branch| shape::types(root, branch) != ["null"])
-        .collect();
+    let branches: Vec<&Json> =
+        shape::alternatives(schema)?.iter().filter(|branch| shape::types(root, branch) != ["null"]).collect();
     match branches.as_slice() {
         [one] => nested(root, one),
         several if several.iter().all(|branch| Shape::of(root, branch).tags().next().is_some()) => {
@@ -127,16 +139,13 @@ fn nested<'a>(root: &'a Json, schema: &'a Json) -> Option<(String, &'a Json)> {
 
 fn kind(root: &Json, schema: &Json) -> String {
     let schema = shape::resolve(root, schema);
-    if schema.get("format").and_then(Json::as_str) == Some(super::secret::FORMAT) {
-        return "a secret".to_owned();
-    }
     match nested(root, schema) {
         Some((suffix, _)) if suffix.starts_with("[]") => "a list of sections".to_owned(),
         Some((suffix, _)) if suffix.starts_with('.') => "sections by name".to_owned(),
         Some(_) => "a section".to_owned(),
         None => match schema.get("items") {
-            Some(items) => format!("a list, each {}", shape::expected(root, items)),
-            None => shape::expected(root, schema),
+            Some(items) => format!("a list; each {}", shape::kind(root, items)),
+            None => shape::kind(root, schema),
         },
     }
 }

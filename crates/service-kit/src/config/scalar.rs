@@ -49,10 +49,15 @@ impl Scalar {
         self.as_other().is_some_and(|value| value.is_null()) && self.kind == Kind::Plain
     }
 
+    /// Whether messages must not show the text: it came from the environment, where secrets are.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.kind == Kind::Dynamic && self.shown != self.text
+    }
+
     pub(super) fn describe(&self) -> String {
         let shown: String = self.shown.chars().take(60).collect();
         let dots = if shown.len() < self.shown.len() { "…" } else { "" };
-        if self.kind == Kind::Dynamic {
+        if self.is_hidden() {
             return format!("{shown}{dots}");
         }
         match self.natural() {

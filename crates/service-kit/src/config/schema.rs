@@ -22,8 +22,11 @@ struct Inlined<'a>(&'a Json);
 impl Transform for Inlined<'_> {
     fn transform(&mut self, schema: &mut Schema) {
         transform_subschemas(self, schema);
-        let Some(object) = schema.as_object_mut().filter(|object| object.contains_key("properties")) else { return };
-        let Some(name) = object.get("$ref").and_then(Json::as_str).and_then(|r| r.strip_prefix("#/$defs/")) else {
+        let Some(object) = schema.as_object_mut().filter(|object| object.contains_key("properties")) else {
+            return;
+        };
+        let Some(name) = object.get("$ref").and_then(Json::as_str).and_then(|r| r.strip_prefix("#/$defs/"))
+        else {
             return;
         };
         let Some(definition) = self.0.get(name).and_then(Json::as_object) else { return };
@@ -34,7 +37,9 @@ impl Transform for Inlined<'_> {
                 (Some(Json::Object(mine)), Json::Object(theirs)) if keyword == "properties" => {
                     mine.extend(theirs.iter().map(|(key, value)| (key.clone(), value.clone())));
                 }
-                (Some(Json::Array(mine)), Json::Array(theirs)) if keyword == "required" => mine.extend(theirs.clone()),
+                (Some(Json::Array(mine)), Json::Array(theirs)) if keyword == "required" => {
+                    mine.extend(theirs.clone())
+                }
                 // Descriptions and the like: the alternative's own is the nearer one.
                 (Some(_), _) => {}
             }
@@ -51,7 +56,8 @@ impl Transform for Closed {
     fn transform(&mut self, schema: &mut Schema) {
         transform_subschemas(self, schema);
         let Some(object) = schema.as_object_mut() else { return };
-        let says_so = object.contains_key("additionalProperties") || object.contains_key("unevaluatedProperties");
+        let says_so =
+            object.contains_key("additionalProperties") || object.contains_key("unevaluatedProperties");
         if says_so || !object.contains_key("properties") {
             return;
         }

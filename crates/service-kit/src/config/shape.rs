@@ -38,7 +38,9 @@ pub(super) fn alternatives(schema: &Json) -> Option<&[Json]> {
 
 /// Whether keys are described beside the alternatives, which then only add to them.
 pub(super) fn is_structure(schema: &Json) -> bool {
-    ["properties", "allOf", "additionalProperties", "unevaluatedProperties"].iter().any(|k| schema.get(k).is_some())
+    ["properties", "allOf", "additionalProperties", "unevaluatedProperties"]
+        .iter()
+        .any(|k| schema.get(k).is_some())
 }
 
 /// The JSON types that fit, `null` among them; empty where any does.
@@ -92,25 +94,36 @@ pub(super) fn nearest<'a>(given: &str, words: impl Iterator<Item = &'a str>) -> 
 
 /// What fits, in words: `a duration such as 5s`.
 pub(super) fn expected(root: &Json, schema: &Json) -> String {
+    match resolve(root, schema).get("examples").and_then(|examples| examples.get(0)?.as_str()) {
+        Some(example) => format!("{} such as {example}", kind(root, schema)),
+        None => kind(root, schema),
+    }
+}
+
+/// The type in words: `a duration`.
+pub(super) fn kind(root: &Json, schema: &Json) -> String {
     let schema = resolve(root, schema);
     if let Some(choices) = choices(root, schema) {
         return format!("one of {}", list_choices(&choices));
     }
+    if schema.get("format").and_then(Json::as_str) == Some(super::secret::FORMAT) {
+        return "a secret (a text or {file: PATH})".to_owned();
+    }
     if let Some(branches) = alternatives(schema).filter(|_| !is_structure(schema)) {
         let mut words: Vec<String> = Vec::new();
         for branch in branches.iter().filter(|branch| types(root, branch) != ["null"]) {
-            let word = expected(root, branch);
+            let word = kind(root, branch);
             if !words.contains(&word) {
                 words.push(word);
             }
         }
         return words.join(" or ");
     }
-    let example = example(schema).map_or_else(String::new, |example| format!(" such as {example}"));
-    let words: Vec<&str> = types(root, schema).into_iter().filter_map(|kind| type_word(kind, schema)).collect();
+    let words: Vec<&str> =
+        types(root, schema).into_iter().filter_map(|kind| type_word(kind, schema)).collect();
     let what = if words.is_empty() { "a value".to_owned() } else { words.join(" or ") };
     let range = bounds(schema).map_or_else(String::new, |bounds| format!(" ({bounds})"));
-    format!("{what}{range}{example}")
+    format!("{what}{range}")
 }
 
 fn type_word(kind: &str, schema: &Json) -> Option<&'static str> {
@@ -120,6 +133,7 @@ fn type_word(kind: &str, schema: &Json) -> Option<&'static str> {
         "string" => Some(match schema.get("format").and_then(Json::as_str) {
             Some(super::duration::FORMAT) => "a duration",
             Some(super::byte_size::FORMAT) => "a size",
+            Some("socket-address") => "an address with a port",
             _ => "a text",
         }),
         "integer" => Some("a whole number"),
@@ -127,13 +141,6 @@ fn type_word(kind: &str, schema: &Json) -> Option<&'static str> {
         "boolean" => Some("true or false"),
         _ => None,
     }
-}
-
-fn example(schema: &Json) -> Option<String> {
-    let examples = schema.get("examples").and_then(Json::as_array);
-    let example = examples.and_then(|list| list.first()).or_else(|| schema.get("default").filter(|d| !d.is_null()))?;
-    let short = example.as_str().map_or_else(|| example.to_string(), str::to_owned);
-    (!short.is_empty() && short.len() <= 40).then_some(short)
 }
 
 /// What numbers may be.

@@ -54,29 +54,23 @@ impl Node {
     }
 
     /// The node at `path` or, where the file has none, its nearest ancestor other than the root.
-    pub(super) fn nearest(&self, path: &Path) -> Option<&Spot> {
+    pub(super) fn nearest(&self, path: &Path) -> Option<&Self> {
         let mut node = self;
-        let mut nearest = None;
         for step in &path.0 {
-            let (spot, child) = match (&node.value, step) {
-                (Value::Map(entries), Step::Key(key)) => match entry(entries, key) {
-                    Some(entry) => (&entry.node.spot, &entry.node),
-                    None => break,
-                },
-                (Value::Map(entries), Step::Index(index)) => match entry(entries, &index.to_string()) {
-                    Some(entry) => (&entry.node.spot, &entry.node),
-                    None => break,
-                },
-                (Value::List(items), Step::Index(index)) => match items.get(*index) {
-                    Some(item) => (&item.spot, item),
-                    None => break,
-                },
-                _ => break,
+            let child = match (&node.value, step) {
+                (Value::Map(entries), Step::Key(key)) => entry(entries, key).map(|entry| &entry.node),
+                (Value::Map(entries), Step::Index(index)) => {
+                    entry(entries, &index.to_string()).map(|entry| &entry.node)
+                }
+                (Value::List(items), Step::Index(index)) => items.get(*index),
+                _ => None,
             };
-            nearest = Some(spot);
-            node = child;
+            match child {
+                Some(child) => node = child,
+                None => break,
+            }
         }
-        nearest
+        (!std::ptr::eq(node, self)).then_some(node)
     }
 
     /// What stands here, for "expected …, found …". Shows text only as far as it was written in the file or on the

@@ -19,7 +19,9 @@ pub(super) fn split_number(text: &str) -> Result<Option<(u64, &str)>, UnitError>
         return Ok(None);
     }
     if rest.starts_with(['.', ',', '_']) {
-        return Err(UnitError::new("a whole number is needed: take a smaller unit instead of a fraction, no separators"));
+        return Err(UnitError::new(
+            "a whole number is needed: take a smaller unit instead of a fraction, no separators",
+        ));
     }
     let number = digits.parse().map_err(|_| UnitError::new(format!("the number {digits} is too large")))?;
     Ok(Some((number, rest)))

@@ -165,7 +165,10 @@ impl<'a> Validator<'a> {
     fn text(&mut self, schema: &'a Json, text: &str, node: &'a Node, path: &Path) {
         let length = text.chars().count() as u64;
         if let Err(message) = super::format::check(schema.get("format").and_then(Json::as_str), text) {
-            self.refuse(node, path, message);
+            let hidden = matches!(&node.value, Value::Scalar(scalar) if scalar.is_hidden());
+            let expected =
+                || format!("expected {}, found {}", shape::expected(self.root, schema), node.describe());
+            self.refuse(node, path, if hidden { expected() } else { message });
         } else if schema.get("minLength").and_then(Json::as_u64).is_some_and(|least| length < least) {
             self.refuse(node, path, if text.is_empty() { "must not be empty" } else { "is too short" });
         } else if let Some(most) = schema.get("maxLength").and_then(Json::as_u64)
@@ -180,11 +183,17 @@ impl<'a> Validator<'a> {
         if let Json::Number(number) = value
             && !bounds.hold(number)
         {
-            self.refuse(node, path, format!("{number} is out of range; give {bounds}"));
+            self.refuse(node, path, format!("{} is out of range; give {bounds}", node.describe()));
         }
     }
 
-    pub(super) fn choice(&mut self, choices: &[&'a Json], schema: &'a Json, node: &'a Node, path: &Path) -> Json {
+    pub(super) fn choice(
+        &mut self,
+        choices: &[&'a Json],
+        schema: &'a Json,
+        node: &'a Node,
+        path: &Path,
+    ) -> Json {
         let Value::Scalar(scalar) = &node.value else { return self.wrong_type(schema, node, path) };
         let wanted = |choice: &&&Json| match choice {
             Json::String(choice) => scalar.as_text() == Some(choice.as_str()),
@@ -229,13 +238,16 @@ impl<'a> Validator<'a> {
         let mut message = format!("expected {expected}, found {}", node.describe());
         if let Value::Scalar(scalar) = &node.value {
             let types = shape::types(self.root, schema);
-            if types.contains(&"string") && scalar.as_other().is_some_and(|value| !value.is_null()) {
+            if scalar.is_hidden() {
+                // The hints below would show what it is.
+            } else if types.contains(&"string") && scalar.as_other().is_some_and(|value| !value.is_null()) {
                 // A duration or size names its own mistake; other texts lack only the quotes.
                 match super::format::check(schema.get("format").and_then(Json::as_str), &scalar.text) {
                     Err(why) => message = why,
                     Ok(()) => message.push_str("; put it in quotes"),
                 }
-            } else if types.contains(&"boolean") && ["yes", "no", "on", "off"].contains(&scalar.text.as_str()) {
+            } else if types.contains(&"boolean") && ["yes", "no", "on", "off"].contains(&scalar.text.as_str())
+            {
                 message.push_str("; write true or false");
             }
         }

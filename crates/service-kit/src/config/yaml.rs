@@ -131,7 +131,8 @@ impl<'a> Reader<'a> {
             let node = self.node(event, &span, depth + 1)?;
             match first_lines.get(&key) {
                 Some(line) => {
-                    let message = format!("the key {key:?} stands here a second time (first in line {line}); keep one");
+                    let message =
+                        format!("the key {key:?} stands here a second time (first in line {line}); keep one");
                     let duplicate = self.refuse(&key_span, message);
                     self.duplicates.push(*duplicate);
                 }
@@ -165,7 +166,9 @@ impl<'a> Reader<'a> {
 
     fn no_tag(&self, tagged: bool, span: &Span) -> Parsed<()> {
         if tagged {
-            return Err(self.refuse(span, "tags (!…) are not supported; put a text in quotes instead of !!str"));
+            return Err(
+                self.refuse(span, "tags (!…) are not supported; put a text in quotes instead of !!str")
+            );
         }
         Ok(())
     }
@@ -174,7 +177,13 @@ impl<'a> Reader<'a> {
         let (line, column) = (error.marker().line(), error.marker().col() + 1);
         let text = self.source.text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
         let indent = &text[..text.len() - text.trim_start().len()];
-        let hint = if indent.contains('\t') { "; indent with spaces, YAML takes no tabs there" } else { "" };
+        let hint = if indent.contains('\t') {
+            "; indent with spaces, YAML takes no tabs there"
+        } else if text.contains("${") {
+            "; within { } and [ ], ${…} needs quotes"
+        } else {
+            ""
+        };
         self.refuse_at(line, column, format!("not valid YAML: {}{hint}", error.info()))
     }
 
