@@ -20,8 +20,8 @@ use crate::receive::{Received, Receiver};
 use crate::stage::{Fate, Stage};
 use crate::transform::{Pass, follow_up, panicked, transform};
 use crate::{
-    BatchProcessor, Chunk, Consumer, Item, Message, Running, ServiceError, ServiceOptions, Shutdown,
-    StageError, Summary, Transformer, batch,
+    BatchProcessor, Chunk, Consumer, Item, Message, Running, ServiceError, ServiceOptions,
+    Shutdown, StageError, Summary, Transformer, batch,
 };
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -132,7 +132,7 @@ struct Worker<C, X: Transformer, P> {
     origins: Origins,
     /// Full groups that wait for a free worker.
     ready: VecDeque<Flush<Item<X::Output>>>,
-    tasks: JoinSet<Option<Pass<X::Output>>>,
+    tasks: JoinSet<Option<Box<Pass<X::Output>>>>,
     under_way: UnderWay,
 }
 
@@ -192,7 +192,7 @@ enum Step<T> {
     Received(Received),
 }
 
-type Finished<T> = Result<(Id, Option<Pass<T>>), JoinError>;
+type Finished<T> = Result<(Id, Option<Box<Pass<T>>>), JoinError>;
 
 impl<C, X, P> Worker<C, X, P>
 where
@@ -270,7 +270,7 @@ where
         let mut call = Box::pin(async move { transform(&*transformer, owed).await });
         match futures_util::poll!(call.as_mut()) {
             Poll::Ready(pass) => self.take_pass(pass),
-            Poll::Pending => self.spawn(Work::Transform, bytes, async move { Some(call.await) }),
+            Poll::Pending => self.spawn(Work::Transform, bytes, async move { Some(Box::new(call.await)) }),
         }
     }
 
@@ -278,7 +278,11 @@ where
         if let Some(rest) = pass.rest {
             let transformer = Arc::clone(&self.transformer);
             let bytes = weight(&rest.owed);
-            self.spawn(Work::FollowUp, bytes, async move { follow_up(&*transformer, rest).await });
+            self.spawn(
+                Work::FollowUp,
+                bytes,
+                async move { follow_up(&*transformer, rest).await.map(Box::new) },
+            );
         }
         let (deliveries, origins) = pass.emitted.into_parts();
         let Some((settle, count)) = origins.into_iter().next() else { return };
@@ -299,7 +303,7 @@ where
         match finished {
             Ok((id, pass)) => {
                 self.under_way.end(id);
-                pass.into_iter().for_each(|pass| self.take_pass(pass));
+                pass.into_iter().for_each(|pass| self.take_pass(*pass));
             }
             Err(error) => {
                 self.under_way.end(error.id());
@@ -341,7 +345,7 @@ where
         &mut self,
         work: Work,
         bytes: usize,
-        task: impl Future<Output = Option<Pass<X::Output>>> + Send + 'static,
+        task: impl Future<Output = Option<Box<Pass<X::Output>>>> + Send + 'static,
     ) {
         let id = self.tasks.spawn(task).id();
         self.under_way.begin(id, work, bytes);

@@ -38,11 +38,13 @@ pub(crate) struct Owed<E: Entry> {
     pub(crate) ledger: Ledger,
 }
 
+/// Who is told about which entries: each origin up to its end, not included.
+pub(crate) type Origins = Vec<(Arc<dyn Settle>, usize)>;
+
 /// The verdicts of an [`Owed`]: noted one by one, reported in bulk.
 pub(crate) struct Ledger {
     stage: Arc<Stage>,
-    /// Who is told about which entries: each origin up to its end, not included.
-    origins: Vec<(Arc<dyn Settle>, usize)>,
+    origins: Origins,
     decided: Vec<bool>,
     noted: Vec<Settlement>,
     noted_origin: usize,
@@ -63,7 +65,7 @@ impl Owed<Delivery> {
     }
 
     /// Hands the debt over to the caller.
-    pub(crate) fn into_parts(mut self) -> (Vec<Delivery>, Vec<(Arc<dyn Settle>, usize)>) {
+    pub(crate) fn into_parts(mut self) -> (Vec<Delivery>, Origins) {
         (std::mem::take(&mut self.entries), std::mem::take(&mut self.ledger.origins))
     }
 }
@@ -82,11 +84,7 @@ impl<E: Entry> Owed<E> {
     }
 
     /// Takes over entries from several origins.
-    pub(crate) fn from_origins(
-        stage: &Arc<Stage>,
-        entries: Vec<E>,
-        origins: Vec<(Arc<dyn Settle>, usize)>,
-    ) -> Self {
+    pub(crate) fn from_origins(stage: &Arc<Stage>, entries: Vec<E>, origins: Origins) -> Self {
         let mut owed = Self::empty(stage);
         owed.ledger.decided = vec![false; entries.len()];
         owed.ledger.origins = origins;

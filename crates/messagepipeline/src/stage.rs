@@ -3,8 +3,8 @@
 use crate::metric_names as names;
 use crate::retry::{Backoff, is_exhausted};
 use crate::{
-    DeadLetter, DeadLetters, FlushReason, Message, RetryPolicy, ServiceOptions, Shutdown, Skipped,
-    StageError, StageHealth, Summary, Verdict,
+    DeadLetter, DeadLetters, FlushReason, Message, RetryPolicy, ServiceOptions, Shutdown,
+    Skipped, StageError, StageHealth, Summary, Verdict,
 };
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
@@ -322,8 +322,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    fn new(stage: &Cow<'static, str>) -> Self {
-        let stage = stage.to_string();
+    fn new(stage: &str) -> Self {
+        let stage = stage.to_owned();
         let counter = |name: &'static str| metrics::counter!(name, "stage" => stage.clone());
         let given_back = |reason: &'static str| metrics::counter!(names::MESSAGES_NACKED, "stage" => stage.clone(), "reason" => reason);
         Self {

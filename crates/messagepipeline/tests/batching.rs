@@ -1,4 +1,5 @@
 //! The batching service's promises.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
