@@ -16,7 +16,7 @@
 //!   and still sends PINGREQ, so a pipeline that stalls for hours costs no connection and drops nothing. In MQTT 5 the
 //!   broker learns the window as receive maximum; for MQTT 3.1.1, for QoS 0, and for brokers that do not keep to their
 //!   own limits, not reading is what bounds memory.
-//! - **No verdict on a connection it does not belong to.** Slots belong to a connection; see [`session`]. When a
+//! - **No verdict on a connection it does not belong to.** Slots belong to a connection; see `session.rs`. When a
 //!   resumed session brings a message again that is still here, the copy takes the old slot's place: the pipeline sees
 //!   it once, and its PUBACK goes to the connection that asks for it. Once a PUBACK is written, a copy can no longer be
 //!   told from a new message; it becomes one, with the attribute `mqtt_dup`, and is counted.
