@@ -3,8 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use embedded::bus::{
-    Bus, BusConsumer, BusOptions, BusReader, CONFLICTING_ID, ConsumerOptions, LetterFilter, Sighting,
-    Subscription, SubscriptionOptions, Topic,
+    Bus, BusConsumer, BusOptions, BusReader, CONFLICTING_ID, ConsumerOptions, KILLS_PROCESS, LetterFilter,
+    Sighting, Subscription, SubscriptionOptions, Topic,
 };
 use enrichment::{Parked, ParkingLot, Placed};
 use messagepipeline::{
@@ -319,6 +319,39 @@ async fn consumers_of_one_subscription_share_its_messages() {
         );
     }
     assert_eq!((seen.len(), ids(&seen)), (published.len(), ids(&published)));
+}
+
+/// Takes messages and acknowledges them until `killer` comes; true if it came.
+async fn work_until_killed(rig: &Rig, killer: MessageId) -> bool {
+    let mut consumer = rig.consumer(&rig.left);
+    while rig.unsettled(&rig.left).await > 0 {
+        let chunk = tokio::time::timeout(PATIENCE, consumer.next()).await.unwrap().unwrap().unwrap();
+        if chunk.deliveries().iter().any(|delivery| delivery.message.id == killer) {
+            return true;
+        }
+        chunk.into_acks().into_iter().for_each(|(_, ack)| ack.ack());
+    }
+    consumer.close().await.unwrap();
+    false
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_kills_the_process_reaches_the_dead_letters_alone() {
+    let mut rig = Rig::new(BusOptions::default()).await;
+    let published = messages(2_000);
+    rig.publish(&published).await;
+    let killer = published[1_234].id;
+    let mut deaths = 0;
+    while work_until_killed(&rig, killer).await {
+        deaths += 1;
+        assert!(deaths < 20, "no end");
+        rig = rig.after_a_kill().await;
+    }
+    let books = BusReader::open(rig.path()).unwrap();
+    let letters = books.dead_letters(&LetterFilter::default(), None, 10).unwrap();
+    let given_up: Vec<_> = letters.iter().map(|letter| (letter.message.id, letter.reason.as_str())).collect();
+    assert_eq!(given_up, [(killer, KILLS_PROCESS)]);
+    assert_eq!(letters[0].message.payload, published[1_234].payload);
 }
 
 /// What may happen between two kills.

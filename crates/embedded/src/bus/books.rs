@@ -389,9 +389,12 @@ fn missing(detail: &str) -> Error {
     Error::refused(ErrorClass::Configuration, "not-found", detail)
 }
 
+/// Reads the page after an item.
+type Fetch<'a, T> = Box<dyn FnMut(Option<&T>) -> Result<Vec<T>, Error> + 'a>;
+
 /// A long list read page by page; each page begins after the last item of the one before.
 struct Pages<'a, T> {
-    fetch: Box<dyn FnMut(Option<&T>) -> Result<Vec<T>, Error> + 'a>,
+    fetch: Fetch<'a, T>,
     page: std::vec::IntoIter<T>,
     last: Option<T>,
     ended: bool,

@@ -1,6 +1,7 @@
 //! The consumer: a pump reads chunks ahead, so that `next` is cancel-safe and reading overlaps processing.
 
 use super::leases::Plan;
+use super::probation::Gate;
 use super::rows::{RowReader, Rows, signed};
 use super::schema::SCHEMA;
 use super::state::{Shared, SubscriptionState};
@@ -10,6 +11,7 @@ use messagepipeline::metric_names::{BUS_LEASES_EXPIRED, BUS_REDELIVERED};
 use messagepipeline::{Chunk, Consumer, Delivery, ErrorClass, Settle, Settlement, StageError};
 use rusqlite::Connection;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -18,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause after a read that failed.
 const READ_RETRY: Duration = Duration::from_millis(500);
+
+/// Messages that may be handed out between two notes of how far handing out has come.
+const DELIVERED_STEP: u64 = 65_536;
 
 /// How much a consumer takes at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,7 +202,14 @@ impl Core {
                 () = stop.cancelled() => break,
                 place = chunks.reserve() => match place { Ok(place) => place, Err(_) => break },
             };
-            let Some(plan) = self.wait_for_plan(&stop).await else { break };
+            let plan = match self.wait_for_plan(&stop).await {
+                Ok(Some(plan)) => plan,
+                Ok(None) => break,
+                Err(error) => {
+                    place.send(Err(error));
+                    if pause(&stop).await { continue } else { break }
+                }
+            };
             match Arc::clone(&self).fetch(reader.take(), plan).await {
                 Ok((back, deliveries)) => {
                     reader = Some(back);
@@ -207,9 +219,8 @@ impl Core {
                 }
                 Err(error) => {
                     place.send(Err(error));
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(READ_RETRY) => {}
+                    if !pause(&stop).await {
+                        break;
                     }
                 }
             }
@@ -218,12 +229,13 @@ impl Core {
     }
 
     /// Waits until there is something to read.
-    async fn wait_for_plan(&self, stop: &CancellationToken) -> Option<Plan> {
+    async fn wait_for_plan(&self, stop: &CancellationToken) -> Result<Option<Plan>, Error> {
         loop {
             let mut woken = std::pin::pin!(self.subscription.wake.notified());
             woken.as_mut().enable();
-            let plan = self.plan();
-            let Plan::Idle(until) = plan else { return Some(plan) };
+            let end = self.admitted().await?;
+            let plan = self.plan(end);
+            let Plan::Idle(until) = plan else { return Ok(Some(plan)) };
             let later = async {
                 match until {
                     Some(until) => tokio::time::sleep_until(until).await,
@@ -231,15 +243,62 @@ impl Core {
                 }
             };
             tokio::select! {
-                () = stop.cancelled() => return None,
+                () = stop.cancelled() => return Ok(None),
                 () = woken => {}
                 () = later => {}
             }
         }
     }
 
-    fn plan(&self) -> Plan {
+    /// The number up to which messages may be handed out. What must be on the disk before is written here.
+    async fn admitted(&self) -> Result<u64, Error> {
         let head = self.subscription.topic.head();
+        let end = head.min(self.pass_probation().await?);
+        let delivered = &self.subscription.delivered;
+        if end > delivered.load(Ordering::Acquire) {
+            let (id, mark) = (self.subscription.id, end + DELIVERED_STEP);
+            let sql = "UPDATE subscriptions SET delivered = max(delivered, ?2) WHERE id = ?1";
+            self.writer.call(move |c| c.prepare_cached(sql)?.execute([id, signed(mark)])).await?;
+            delivered.fetch_max(mark, Ordering::AcqRel);
+        }
+        Ok(end)
+    }
+
+    /// Where the suspects of an unclean start end that may be handed out now; no bound without suspects.
+    async fn pass_probation(&self) -> Result<u64, Error> {
+        let cursor = self.subscription.leases.lock().cursor();
+        let (gate, text) = {
+            let mut probation = self.subscription.probation.lock();
+            let Some(state) = probation.as_mut() else { return Ok(u64::MAX) };
+            let gate = state.gate(cursor);
+            (gate, serde_json::to_string(state).unwrap_or_default())
+        };
+        let text = match gate {
+            Gate::UpTo(end) => return Ok(end),
+            Gate::Record => Some(text),
+            Gate::Open => None,
+        };
+        let id = self.subscription.id;
+        let sql = "UPDATE subscriptions SET probation = ?2 WHERE id = ?1";
+        let write = move |c: &Connection| c.prepare_cached(sql)?.execute(rusqlite::params![id, text]);
+        let written = self.writer.call(write).await;
+        let end = {
+            let mut probation = self.subscription.probation.lock();
+            if gate == Gate::Open {
+                *probation = None;
+            } else if let Some(state) = probation.as_mut() {
+                state.set_recorded(written.is_ok());
+            }
+            probation.as_mut().map_or(u64::MAX, |state| match state.gate(cursor) {
+                Gate::UpTo(end) => end,
+                Gate::Record | Gate::Open => cursor,
+            })
+        };
+        self.subscription.wake.notify_waiters();
+        written.map(|_| end)
+    }
+
+    fn plan(&self, head: u64) -> Plan {
         let mut leases = self.subscription.leases.lock();
         let plan = leases.plan(Instant::now(), head, self.options.chunk_messages);
         let expired = leases.take_expired();
@@ -347,6 +406,14 @@ impl Core {
     fn release(&self) {
         self.subscription.leases.lock().release(Instant::now(), self.number);
         self.subscription.wake.notify_waiters();
+    }
+}
+
+/// Waits before another try; false when there will be none.
+async fn pause(stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(READ_RETRY) => true,
     }
 }
 

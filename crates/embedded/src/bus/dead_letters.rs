@@ -3,7 +3,7 @@
 use super::Bus;
 use super::housekeeping::add_settled;
 use super::publisher::{fingerprint, stored_bytes};
-use super::rows::{signed, unsigned};
+use super::rows::{RowReader, Rows, signed, unsigned};
 use super::state::{Shared, SubscriptionState, TopicState};
 use crate::Error;
 use crate::sqlite::Writer;
@@ -87,6 +87,45 @@ impl DeadLetters for BusDeadLetters {
             Ok(settled)
         }))
     }
+}
+
+/// Reason word of a message that was handed out alone, more than once, and the process died each time.
+pub const KILLS_PROCESS: &str = "kills-process";
+
+/// Counts a failure for message `seq`, during which the process died; at `max_attempts` it is given up. The stage is
+/// called like its subscription.
+pub(super) fn count_kill(
+    connection: &Connection,
+    subscription: &SubscriptionState,
+    seq: u64,
+    max_attempts: u32,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let sql = "INSERT INTO attempts VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET attempts = attempts + 1 \
+               RETURNING attempts";
+    let attempts: u32 = connection.query_row(sql, params![subscription.id, signed(seq)], |row| row.get(0))?;
+    if attempts < max_attempts {
+        return Ok(());
+    }
+    let mut rows = Rows::default();
+    let mut statement = connection.prepare_cached(&subscription.topic.sql.read_one)?;
+    let mut found = statement.query([signed(seq)])?;
+    while let Some(row) = found.next()? {
+        RowReader::default().read(row, &mut rows)?;
+    }
+    for (_, message) in rows.into_messages()? {
+        tracing::error!(id = %message.id, subscription = subscription.name, "given up: this message kills the process");
+        let letter = DeadLetter {
+            message,
+            stage: subscription.name.clone().into(),
+            reason: KILLS_PROCESS.into(),
+            detail: format!("the process died {attempts} times while it worked on this message alone"),
+            attempts,
+        };
+        insert_letter(connection, &letter, Some(subscription), now)?;
+    }
+    add_settled(connection, subscription.id, seq, seq)?;
+    Ok(())
 }
 
 /// Settles message `id` in the store, unless the subscription's cursor has passed it.

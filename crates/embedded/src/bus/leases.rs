@@ -587,7 +587,7 @@ mod tests {
         fn fetch(&mut self, most: usize, fails: bool) -> usize {
             let ended: Vec<_> =
                 self.out.iter().filter(|(_, out)| out.2 <= self.now).map(|(token, _)| *token).collect();
-            ended.iter().for_each(|token| drop(self.out.remove(token)));
+            self.out.retain(|token, _| !ended.contains(token));
             self.stale.extend(ended);
             let plan = self.leases.plan(self.now, self.head, most);
             let (wanted, found_to) = match &plan {

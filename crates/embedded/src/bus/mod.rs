@@ -16,6 +16,7 @@ mod dead_letters;
 mod housekeeping;
 mod leases;
 mod parked;
+mod probation;
 mod publisher;
 mod rows;
 mod runs;
@@ -24,7 +25,7 @@ mod state;
 
 pub use books::{BusReader, LetterCount, LetterFilter, Sighting, SubscriptionBooks};
 pub use consumer::{BusConsumer, ConsumerOptions};
-pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, StoredLetter};
+pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, KILLS_PROCESS, StoredLetter};
 pub use parked::BusParkingLot;
 pub use publisher::BusPublisher;
 
@@ -33,6 +34,7 @@ use crate::sqlite::{self, Writer};
 use housekeeping::Housekeeping;
 use leases::{LeaseLimits, Leases};
 use messagepipeline::{Clock, Digest, ErrorClass, Timestamp};
+use probation::Probation;
 use rows::{signed, unsigned};
 use runs::Runs;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -73,6 +75,8 @@ pub struct SubscriptionOptions {
     pub nack_delay: Duration,
     /// The longest such delay. Default 1 minute.
     pub nack_delay_max: Duration,
+    /// Failures after which a message that kills the process is given up. Default 5.
+    pub max_attempts: u32,
 }
 
 impl Default for SubscriptionOptions {
@@ -83,6 +87,7 @@ impl Default for SubscriptionOptions {
             lease: Duration::from_secs(600),
             nack_delay: Duration::from_millis(100),
             nack_delay_max: Duration::from_secs(60),
+            max_attempts: 5,
         }
     }
 }
@@ -183,8 +188,9 @@ impl Bus {
         let path = path.as_ref().to_owned();
         let opened = tokio::task::spawn_blocking(move || {
             let connection = sqlite::open(&path, &schema::SCHEMA)?;
+            let unclean = note_start(&connection).map_err(|error| Error::from(error).at(&path))?;
             let topics = load_topics(&connection).map_err(|error| error.at(&path))?;
-            let shared = Arc::new(Shared { topics: topics.into(), ..Shared::default() });
+            let shared = Arc::new(Shared { topics: topics.into(), unclean, ..Shared::default() });
             let writer = Writer::spawn_with("bus", connection, Housekeeping::new(Arc::clone(&shared)))?;
             Ok::<_, Error>((shared, writer))
         });
@@ -240,9 +246,9 @@ impl Bus {
     ) -> Result<Subscription, Error> {
         schema::check_name("subscription", name)?;
         let (shared, topic, name) = (Arc::clone(&self.shared), Arc::clone(&topic.0), name.to_owned());
-        let key = (topic.id, name.clone());
+        let (key, now) = ((topic.id, name.clone()), self.clock.now());
         let create = move |connection: &Connection| -> Result<_, Error> {
-            let state = load_subscription(connection, &topic, &name, options)?;
+            let state = load_subscription(connection, &topic, &name, options, (shared.unclean, now))?;
             Ok((Arc::new(state), shared))
         };
         let register = |(state, shared): &(Arc<SubscriptionState>, Arc<Shared>)| {
@@ -294,7 +300,13 @@ impl Bus {
     /// When verdicts could not be stored, or the file not be tidied up.
     pub async fn close(&self) -> Result<(), Error> {
         self.closed.cancel();
-        self.writer.close().await
+        let ended = self.writer.call(|c| c.execute("UPDATE starts SET running = 0, unclean = 0", [])).await;
+        self.writer.close().await?;
+        match ended {
+            // Somebody else has closed it.
+            Err(Error::Closed { .. }) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -316,29 +328,50 @@ fn load_topics(connection: &Connection) -> Result<Vec<Arc<TopicState>>, Error> {
     Ok(topics)
 }
 
+/// Notes that a process works with the bus; how many unclean ends came before it without a clean one between.
+fn note_start(connection: &Connection) -> rusqlite::Result<u32> {
+    let sql = "UPDATE starts SET unclean = CASE running WHEN 1 THEN unclean + 1 ELSE 0 END, running = 1 \
+               RETURNING unclean";
+    connection.query_row(sql, [], |row| row.get(0))
+}
+
 fn load_subscription(
     connection: &Connection,
     topic: &Arc<TopicState>,
     name: &str,
     options: SubscriptionOptions,
+    (unclean, now): (u32, Timestamp),
 ) -> Result<SubscriptionState, Error> {
     connection.execute(
         "INSERT INTO subscriptions (topic, name, cursor) SELECT id, ?2, trimmed FROM topics WHERE id = ?1 \
          ON CONFLICT DO NOTHING",
         params![topic.id, name],
     )?;
-    let (id, cursor): (i64, i64) = connection.query_row(
-        "SELECT id, cursor FROM subscriptions WHERE topic = ?1 AND name = ?2",
+    let (id, cursor, delivered, stored): (i64, i64, i64, Option<String>) = connection.query_row(
+        "SELECT id, cursor, delivered, probation FROM subscriptions WHERE topic = ?1 AND name = ?2",
         params![topic.id, name],
-        |row| Ok((row.get(0)?, row.get(1)?)),
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
     )?;
-    let leases = Leases::new(
-        options.limits(),
-        unsigned(cursor),
-        read_settled(connection, id, cursor)?,
-        read_attempts(connection, id)?,
-    );
-    Ok(SubscriptionState::new(id, name, Arc::clone(topic), leases))
+    let stored = stored.and_then(|text| serde_json::from_str(&text).ok());
+    let delivered = unsigned(delivered);
+    let (probation, killer) =
+        Probation::start(stored, unclean, unsigned(cursor), delivered.min(topic.head()));
+    if probation.is_some() {
+        tracing::warn!(
+            subscription = name,
+            unclean_starts = unclean,
+            "the process has died repeatedly: messages that were being worked on are delivered in small groups"
+        );
+    }
+    let load = || -> Result<SubscriptionState, Error> {
+        let settled = read_settled(connection, id, cursor)?;
+        let leases = Leases::new(options.limits(), unsigned(cursor), settled, read_attempts(connection, id)?);
+        let topic = Arc::clone(topic);
+        Ok(SubscriptionState::new(id, name, topic, leases, probation.clone(), delivered))
+    };
+    let Some(killer) = killer else { return load() };
+    dead_letters::count_kill(connection, &load()?, killer, options.max_attempts, now)?;
+    load()
 }
 
 fn read_settled(connection: &Connection, subscription: i64, cursor: i64) -> rusqlite::Result<Runs> {

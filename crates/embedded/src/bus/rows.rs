@@ -33,11 +33,6 @@ struct RawRow {
 }
 
 impl Rows {
-    /// How many messages.
-    pub(super) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
     /// Bytes of payloads and attributes.
     pub(super) fn bytes(&self) -> usize {
         self.buffer.len()

@@ -27,9 +27,8 @@ CREATE TABLE subscriptions (
     topic INTEGER NOT NULL REFERENCES topics(id),
     name TEXT NOT NULL,
     cursor INTEGER NOT NULL,               -- every message up to this number is settled
-    delivered INTEGER NOT NULL DEFAULT 0,  -- no message above this number was ever handed out
-    probe TEXT,                            -- messages handed out as suspects: their numbers, as a JSON array
-    probe_size INTEGER NOT NULL DEFAULT 0, -- how many suspects at once; 0 when nothing is suspected
+    delivered INTEGER NOT NULL DEFAULT 0,  -- no message above this number was handed out
+    probation TEXT,                        -- suspects after unclean starts, as JSON
     UNIQUE (topic, name)
 ) STRICT;
 CREATE TABLE settled (                     -- settled above the cursor, both ends included

@@ -1,6 +1,7 @@
 //! What the parts of an open bus share in memory: topics, subscriptions and who waits for what.
 
 use super::leases::Leases;
+use super::probation::Probation;
 use super::schema::TopicSql;
 use crate::Error;
 use parking_lot::{Mutex, RwLock};
@@ -13,6 +14,8 @@ use tokio::sync::Notify;
 pub(super) struct Shared {
     pub(super) topics: RwLock<Vec<Arc<TopicState>>>,
     pub(super) subscriptions: RwLock<Vec<Arc<SubscriptionState>>>,
+    /// Unclean starts in a row, this one included.
+    pub(super) unclean: u32,
     /// Why verdicts could not be written the last time.
     pub(super) failure: Mutex<Option<String>>,
 }
@@ -85,14 +88,27 @@ pub(super) struct SubscriptionState {
     pub(super) name: String,
     pub(super) topic: Arc<TopicState>,
     pub(super) leases: Mutex<Leases>,
+    /// What is suspected of killing the process.
+    pub(super) probation: Mutex<Option<Probation>>,
+    /// The number up to which messages may be handed out without writing that down first.
+    pub(super) delivered: AtomicU64,
     /// Something may be there to hand out.
     pub(super) wake: Notify,
     consumers: AtomicU64,
 }
 
 impl SubscriptionState {
-    pub(super) fn new(id: i64, name: &str, topic: Arc<TopicState>, leases: Leases) -> Self {
+    pub(super) fn new(
+        id: i64,
+        name: &str,
+        topic: Arc<TopicState>,
+        leases: Leases,
+        probation: Option<Probation>,
+        delivered: u64,
+    ) -> Self {
         Self {
+            probation: Mutex::new(probation),
+            delivered: AtomicU64::new(delivered),
             id,
             name: name.to_owned(),
             topic,
