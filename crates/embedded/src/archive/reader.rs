@@ -5,6 +5,7 @@ use crate::{Error, sqlite};
 use icestore::{decode_line, decompress, payload_fingerprint};
 use messagepipeline::{Digest, MessageId};
 use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ pub struct ArchiveReader {
 pub struct ArchiveSummary {
     /// Objects, pending ones included.
     pub objects: u64,
-    /// Objects that are listed and not yet in their places.
+    /// Objects that are archived and not yet in their places.
     pub pending: u64,
     /// Bytes of the objects, compressed.
     pub bytes: u64,
@@ -114,28 +115,46 @@ impl ArchiveReader {
     fn entry(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<ObjectEntry> {
         let name: String = row.get(1)?;
         let temporary: Option<String> = row.get(2)?;
-        let path = match &temporary {
-            // Renamed, and the index not yet told.
-            Some(file) if self.temporary.join(file).exists() => self.temporary.join(file),
-            _ => self.folder.join(&name),
-        };
+        // An object may be in its place before the index is told.
+        let waiting = temporary.map(|file| self.temporary.join(file)).filter(|path| path.exists());
+        let pending = waiting.is_some();
+        let path = waiting.unwrap_or_else(|| self.folder.join(&name));
         let digest = Digest {
             count: row.get::<_, i64>(4)?.cast_unsigned(),
             sum: row.get::<_, i64>(5)?.cast_unsigned(),
         };
         let bytes = row.get::<_, i64>(3)?.cast_unsigned();
-        Ok(ObjectEntry { name, path, bytes, digest, pending: temporary.is_some(), number: row.get(0)? })
+        Ok(ObjectEntry { name, path, bytes, digest, pending, number: row.get(0)? })
     }
 
-    /// All ids in rising order. Memory does not grow with their number; ids that come while it runs may or may not
-    /// be in it.
-    pub fn ids(&self) -> impl Iterator<Item = Result<MessageId, Error>> + '_ {
+    /// Objects whose file is gone or has another size than the one that was archived.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn damaged(&self) -> Result<Vec<ObjectEntry>, Error> {
+        let mut damaged = Vec::new();
+        self.objects(&mut |object| {
+            // Between the listing and this look a running process may have moved it.
+            let place = || std::fs::metadata(self.folder.join(&object.name));
+            let size = std::fs::metadata(&object.path).or_else(|_| place()).map(|file| file.len());
+            if size.ok() != Some(object.bytes) {
+                damaged.push(object);
+            }
+            Ok(())
+        })?;
+        Ok(damaged)
+    }
+
+    /// All ids in rising order, but for those in the objects `without`. Memory does not grow with their number; ids
+    /// that come while it runs may or may not be in it.
+    pub fn ids(&self, without: &[ObjectEntry]) -> impl Iterator<Item = Result<MessageId, Error>> + '_ {
+        let without: HashSet<i64> = without.iter().map(|object| object.number).collect();
         let mut page = Vec::new().into_iter();
         let mut after: Vec<u8> = Vec::new();
         let mut failed = false;
         std::iter::from_fn(move || {
             if page.len() == 0 && !failed {
-                match self.page(&after) {
+                match self.page(&mut after, &without) {
                     Ok(ids) => page = ids.into_iter(),
                     Err(error) => {
                         failed = true;
@@ -143,19 +162,28 @@ impl ArchiveReader {
                     }
                 }
             }
-            let id = MessageId::from_bytes(page.next()?);
-            after = id.as_bytes().to_vec();
-            Some(Ok(id))
+            Some(Ok(MessageId::from_bytes(page.next()?)))
         })
     }
 
-    fn page(&self, after: &[u8]) -> Result<Vec<[u8; 16]>, Error> {
-        let read = || {
-            let sql = "SELECT id FROM object_ids WHERE id > ?1 ORDER BY id LIMIT ?2";
+    /// The next ids behind `after`, which moves on; empty only at the end.
+    fn page(&self, after: &mut Vec<u8>, without: &HashSet<i64>) -> Result<Vec<[u8; 16]>, Error> {
+        let read = |after: &[u8]| {
+            let sql = "SELECT id, object FROM object_ids WHERE id > ?1 ORDER BY id LIMIT ?2";
             let mut select = self.connection.prepare_cached(sql)?;
-            select.query_map(params![after, PAGE], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
+            let rows = select.query_map(params![after, PAGE], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<rusqlite::Result<Vec<([u8; 16], i64)>>>()
         };
-        read().map_err(|error| Error::from(error).at(&self.index))
+        loop {
+            let rows = read(after).map_err(|error| Error::from(error).at(&self.index))?;
+            let Some((last, _)) = rows.last() else { return Ok(Vec::new()) };
+            *after = last.to_vec();
+            let ids: Vec<_> =
+                rows.into_iter().filter(|(_, object)| !without.contains(object)).map(|(id, _)| id).collect();
+            if !ids.is_empty() {
+                return Ok(ids);
+            }
+        }
     }
 
     /// Reads every object again and compares its lines with the index: ids, payloads, counts. An object that is
@@ -187,7 +215,9 @@ impl ArchiveReader {
 
     /// What is wrong with one object, if anything; adds the ids of its lines to `found`.
     fn verify_object(&self, object: &ObjectEntry, found: &mut Digest) -> Result<Option<String>, Error> {
-        let file = match File::open(&object.path) {
+        // As in `damaged`: it may have been moved since it was listed.
+        let file = File::open(&object.path).or_else(|_| File::open(self.folder.join(&object.name)));
+        let file = match file {
             Ok(file) => file,
             Err(error) => return Ok(Some(error.to_string())),
         };

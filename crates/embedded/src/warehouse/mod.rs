@@ -9,7 +9,7 @@ mod query;
 mod reader;
 mod table;
 
-pub use query::{Cell, check_query};
+pub use query::{Cell, Visit, check_query};
 pub use reader::WarehouseReader;
 
 use crate::Error;

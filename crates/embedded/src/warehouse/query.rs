@@ -23,8 +23,8 @@ pub enum Cell<'a> {
     Blob(&'a [u8]),
 }
 
-/// What callers do with a row.
-type Visit<'v> = dyn FnMut(&[String], &[Cell<'_>]) -> ControlFlow<()> + 'v;
+/// What a caller does with each row: the names of the columns and their values.
+pub type Visit<'v> = dyn FnMut(&[String], &[Cell<'_>]) -> ControlFlow<()> + 'v;
 
 /// Refuses what is plainly no question.
 ///
@@ -93,7 +93,7 @@ pub(super) fn run(connection: &Connection, sql: &str, visit: &mut Visit<'_>) -> 
     if !statement.readonly() {
         return Err(refusal("only questions are taken: this statement would change the warehouse"));
     }
-    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut rows = statement.query([]).map_err(explain)?;
     while let Some(row) = rows.next()? {
         let mut cells = Vec::with_capacity(names.len());

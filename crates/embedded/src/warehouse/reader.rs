@@ -1,7 +1,7 @@
 //! Reading the warehouse beside the process that fills it: figures for the books, rows by id, queries.
 
 use super::table::check_name;
-use super::{Cell, SCHEMA, query};
+use super::{Cell, SCHEMA, Visit, query};
 use crate::{Error, sqlite};
 use bqstore::MESSAGE_ID;
 use messagepipeline::{Digest, MessageId};
@@ -105,7 +105,7 @@ impl WarehouseReader {
         &self,
         sql: &str,
         deadline: Duration,
-        visit: &mut dyn FnMut(&[String], &[Cell<'_>]) -> ControlFlow<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<Vec<String>, Error> {
         query::check_query(sql)?;
         query::run_within(&self.connection, sql, deadline, visit).map_err(|error| error.at(&self.path))
