@@ -111,7 +111,7 @@ impl Authenticator {
 
     fn fingerprint(&self, name: &str, password: &[u8]) -> Fingerprint {
         let mut hasher = Blake2b512::new();
-        hasher.update(&self.key);
+        hasher.update(self.key);
         hasher.update(name.len().to_le_bytes());
         hasher.update(name);
         hasher.update(password);

@@ -213,7 +213,7 @@ impl Connection {
             && now.duration_since(since)
                 >= stall + Duration::from_secs((bytes / LEAST_BYTES_PER_SECOND) as u64)
         {
-            return Err(End::Refused(Reason::Malformed));
+            return Err(End::Refused(Reason::KeepAliveTimeout));
         }
         if let Some(limit) = self.keep_alive
             && self.reading

@@ -1,6 +1,7 @@
 //! The consumer that the ingestion service drives.
 
-use super::listener::{Certificates, Listener};
+use super::certificates::Certificates;
+use super::listener::Listener;
 use super::shared::{Phase, Sender, Shared};
 use messagepipeline::{Chunk, Consumer, Delivery, Settle, Settlement, StageError, Verdict};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Accepting connections.
 
+use super::certificates::Certificates;
 use super::connection::Connection;
 use super::handshake::{Failure, shake_hands};
 use super::packet::ConnectRefused;
@@ -7,14 +8,10 @@ use super::reason::Reason;
 use super::reply;
 use super::shared::{Phase, Sender, Shared};
 use super::wire::{Stream, Wire};
-use crate::tls::{ServerTls, server_config};
-use parking_lot::RwLock;
-use rustls::ServerConfig;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -33,53 +30,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a refused client may take to read why.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// The TLS settings in force, read again when their files change.
-pub(super) struct Certificates {
-    options: ServerTls,
-    config: RwLock<Arc<ServerConfig>>,
-    stamps: parking_lot::Mutex<Vec<Option<SystemTime>>>,
-}
-
-impl Certificates {
-    pub(super) fn load(options: &ServerTls) -> Result<Self, crate::tls::TlsError> {
-        let stamps = stamps(options);
-        let config = RwLock::new(server_config(options)?);
-        Ok(Self { options: options.clone(), config, stamps: parking_lot::Mutex::new(stamps) })
-    }
-
-    fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config.read())
-    }
-
-    /// Reads the files again if one of them has changed. Files that do not do leave the old settings in force.
-    pub(super) fn refresh(&self) {
-        let found = stamps(&self.options);
-        if *self.stamps.lock() == found {
-            return;
-        }
-        match server_config(&self.options) {
-            Ok(config) => {
-                *self.config.write() = config;
-                tracing::info!("TLS certificates of the MQTT endpoint read again");
-            }
-            Err(error) => {
-                tracing::warn!(%error, "changed TLS files cannot be used; the old ones stay in force");
-            }
-        }
-        *self.stamps.lock() = found;
-    }
-}
-
-fn stamps(options: &ServerTls) -> Vec<Option<SystemTime>> {
-    let files: [Option<&PathBuf>; 3] =
-        [Some(&options.identity.certificate), Some(&options.identity.key), options.client_ca.as_ref()];
-    files
-        .into_iter()
-        .flatten()
-        .map(|path| std::fs::metadata(path).and_then(|found| found.modified()).ok())
-        .collect()
-}
 
 /// What the accept loop needs.
 pub(super) struct Listener {

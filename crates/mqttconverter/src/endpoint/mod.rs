@@ -27,6 +27,7 @@
 
 mod auth;
 mod budget;
+mod certificates;
 mod connection;
 mod consumer;
 mod error;
@@ -49,8 +50,8 @@ pub use options::{EndpointOptions, Mistake, User};
 
 use auth::Authenticator;
 use budget::Budget;
+use certificates::Certificates;
 use hashbrown::DefaultHashBuilder;
-use listener::Certificates;
 use messagepipeline::{Clock, IdGenerator};
 use session::Sessions;
 use shared::{Phase, Shared};

@@ -122,9 +122,12 @@ impl EndpointOptions {
             wrong("max_in_flight_messages", "must be at least 1".to_owned());
         }
         // A chunk is closed at a quarter of the budget, and its last message may be twice as heavy as its packet.
-        let least = 4 * self.max_packet_bytes as usize;
+        let least = (4 * self.max_packet_bytes as usize).max(1 << 20);
         if self.max_in_flight_bytes < least {
-            wrong("max_in_flight_bytes", format!("must be at least four times max_packet_bytes ({least})"));
+            wrong(
+                "max_in_flight_bytes",
+                format!("must be at least 1 MiB and four times max_packet_bytes (here {least} bytes)"),
+            );
         }
         self.find_wrong_users(&mut wrong);
         mistakes

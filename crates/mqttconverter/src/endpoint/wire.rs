@@ -96,10 +96,9 @@ impl Wire {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Result<Event>> {
-        if !self.output.is_empty() || self.needs_flush {
-            if let Poll::Ready(written) = self.poll_output(cx) {
-                return Poll::Ready(written.map(|()| Event::Written));
-            }
+        let has_output = !self.output.is_empty() || self.needs_flush;
+        if has_output && let Poll::Ready(written) = self.poll_output(cx) {
+            return Poll::Ready(written.map(|()| Event::Written));
         }
         if read { self.poll_input(cx) } else { Poll::Pending }
     }

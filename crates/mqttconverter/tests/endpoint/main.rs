@@ -1,4 +1,5 @@
 //! The endpoint from outside: packets written by hand and by real clients, over loopback sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking, too")]
 
 mod clients;
 mod publishing;

@@ -1,4 +1,5 @@
 use crate::support::*;
+use tokio::io::AsyncWriteExt;
 
 async fn refused_by(rig: &Rig, packet: &[u8], code: u8) {
     let mut client = rig.client(V5).await;
@@ -119,4 +120,13 @@ async fn a_connection_beyond_the_limit_is_told_so() {
 async fn a_client_that_says_nothing_is_cut_off_at_the_connect_deadline() {
     let rig = Rig::with(|options| options.connect_timeout = std::time::Duration::from_millis(50)).await;
     Client::open(rig.address).await.expect_closed().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_our_answers_is_cut_off() {
+    let rig = Rig::with(|options| options.stall_timeout = std::time::Duration::from_millis(100)).await;
+    let mut client = rig.client(V311).await;
+    let pings = PINGREQ.repeat(32 * 1024);
+    let flood = async { while client.stream.write_all(&pings).await.is_ok() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(60), flood).await.expect("still reading");
 }
