@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
+use proptest::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -24,6 +25,8 @@ struct Config {
     routes: Vec<Route>,
     /// Where rows go.
     sink: Option<Sink>,
+    /// Where the device id stands.
+    device_id: Vec<DeviceId>,
     /// Free words.
     labels: BTreeMap<String, String>,
 }
@@ -41,6 +44,8 @@ struct Mqtt {
     /// Connections at a time.
     #[schemars(range(min = 1, max = 100_000))]
     max_connections: u32,
+    /// Another address, whose schema says nothing about its form.
+    other: Option<SocketAddr>,
     /// For the broker.
     password: Option<Secret>,
     /// Whether to check certificates.
@@ -54,6 +59,7 @@ impl Default for Mqtt {
             keep_alive: Duration::from_secs(90),
             max_packet: ByteSize::from_mib(1),
             max_connections: 1_000,
+            other: None,
             password: None,
             verify: true,
         }
@@ -86,6 +92,15 @@ struct Route {
     /// Topic of the bus.
     #[serde(default)]
     topic: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DeviceId {
+    /// A topic template.
+    Topic(String),
+    /// A JSON Pointer.
+    Pointer(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -141,7 +156,7 @@ labels: none
     assert_eq!(
         lines(text),
         [
-            "millstream.yaml:2:3: mqtt.listne: unknown key (did you mean listen?); the keys here are listen, keep_alive, max_packet, max_connections, password, verify",
+            "millstream.yaml:2:3: mqtt.listne: unknown key (did you mean listen?); the keys here are listen, keep_alive, max_packet, max_connections, other, password, verify",
             "millstream.yaml:3:15: mqtt.keep_alive: a duration needs a unit (did you mean 90s?); write it like 250ms, 5s, 1m30s, 2h or 7d",
             "millstream.yaml:4:15: mqtt.max_packet: a whole number is needed: take a smaller unit instead of a fraction, no separators",
             "millstream.yaml:5:20: mqtt.max_connections: the number 0 is out of range; give 1 to 100000",
@@ -152,6 +167,16 @@ labels: none
             "millstream.yaml:12:13: routes[1].filter: expected a text, found the number 5; put it in quotes",
             "millstream.yaml:14:9: sink.kind: the text \"bigqery\" is not one of sqlite, bigquery, none; did you mean bigquery?",
             "millstream.yaml:15:9: labels: expected a section (key: value), found the text \"none\"",
+        ]
+    );
+}
+
+#[test]
+fn what_only_the_type_itself_refuses_has_its_place_too() {
+    assert_eq!(
+        lines("mqtt:\n  other: localhost\n"),
+        [
+            "millstream.yaml:2:10: mqtt.other: not an address with a port; write one such as 127.0.0.1:8080 or [::1]:8080"
         ]
     );
 }
@@ -188,6 +213,14 @@ fn alternatives_tell_mistakes_against_the_one_that_was_meant() {
         [
             "millstream.yaml:1:7: sink.path: is missing; give a text",
             "millstream.yaml:1:22: sink.file: unknown key; the keys here are kind, path",
+        ]
+    );
+    assert_eq!(
+        lines("device_id: [{topic: a}, {pointr: /a}, {pointer: 5}, text]"),
+        [
+            "millstream.yaml:1:25: device_id[1]: expected one of the keys topic, pointer, found \"pointr\"",
+            "millstream.yaml:1:49: device_id[2].pointer: expected a text, found the number 5; put it in quotes",
+            "millstream.yaml:1:53: device_id[3]: expected a section (key: value), found the text \"text\"",
         ]
     );
     assert_eq!(
@@ -375,6 +408,7 @@ fn the_reference_names_every_key_in_order_with_type_default_and_meaning() {
         "| `routes[].filter` | a text | required | MQTT filter. |",
         "| `sink.kind` | one of sqlite, bigquery, none | required |",
         "| `sink.path` | a text | required | With `kind: sqlite`: The file. |",
+        "| `device_id[].topic` | a text | one of these | A topic template. |",
     ];
     let mut from = 0;
     for part in wanted {
@@ -382,4 +416,40 @@ fn the_reference_names_every_key_in_order_with_type_default_and_meaning() {
         from += position.unwrap_or_else(|| panic!("{part:?} is not where it belongs in\n{reference}"));
     }
     assert!(reference.contains("| `labels` |"), "{reference}");
+}
+
+/// A value of any type, some of them right somewhere.
+fn any_value() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        "(5s|1MiB|true|7|0|-1|1e3|~|sqlite|pass|'#'|'\\$\\{PORT\\}'|'\\$\\{NO\\}'|127.0.0.1:1)",
+        "'[a-z0-9:${} ]{0,6}'",
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        let key = "(listen|keep_alive|verify|other|password|file|filter|topic|kind|path|unknown_device|x)";
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4)
+                .prop_map(|items| format!("[{}]", items.join(", "))),
+            proptest::collection::btree_map(key, inner, 0..4).prop_map(|entries| {
+                let entries: Vec<String> =
+                    entries.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+                format!("{{{}}}", entries.join(", "))
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_check_finds_all_that_the_types_refuse_and_panics_at_nothing(
+        values in proptest::collection::btree_map("(mqtt|enrichment|routes|sink|device_id|labels)", any_value(), 1..5),
+    ) {
+        let text: String = values.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+        if let Err(errors) = read(&text) {
+            // Told by the check, in our words, and not by the deserialiser as a last resort.
+            for error in &errors.errors {
+                prop_assert!(!error.message.contains("invalid type"), "{error} in\n{text}");
+                prop_assert!(matches!(error.place, Place::File { .. }), "{error} in\n{text}");
+            }
+        }
+    }
 }

@@ -60,10 +60,20 @@ pub fn load<T: DeserializeOwned + JsonSchema>(
         Ok(value) => Ok(Loaded { value, places }),
         Err(error) => {
             let path = key_path(error.path());
-            let message = places.without_hidden(&path, error.into_inner().to_string());
+            let message = places.without_hidden(&path, in_words(error.into_inner().to_string()));
             let problem = Problem::new(places.locate(&path), &path, message);
             Err(ConfigErrors::new(vec![problem], Vec::new()))
         }
+    }
+}
+
+/// The standard library's address types have no format in their schema, and their error says too little.
+fn in_words(message: String) -> String {
+    match message.as_str() {
+        "invalid socket address syntax" => {
+            "not an address with a port; write one such as 127.0.0.1:8080 or [::1]:8080".to_owned()
+        }
+        _ => message,
     }
 }
 

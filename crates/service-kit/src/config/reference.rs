@@ -77,6 +77,22 @@ fn keys(root: &Json, path: &str, schema: &Json, when: &str, depth: usize, rows: 
             let word = shape.tag(tag).and_then(Json::as_str).unwrap_or_default();
             keys(root, path, branch, &format!("With `{tag}: {word}`: "), depth + 1, rows);
         }
+    } else {
+        for (branch, shape) in &branches {
+            if let Some((key, property)) = shape.only_key().and_then(|key| Some((key, shape.property(key)?)))
+            {
+                let meaning = format!("{when}{}", description(root, branch));
+                rows.push([
+                    format!("`{path}.{key}`"),
+                    kind(root, property),
+                    "one of these".to_owned(),
+                    meaning,
+                ]);
+                if let Some((suffix, inner)) = nested(root, property) {
+                    keys(root, &format!("{path}.{key}{suffix}"), inner, when, depth + 1, rows);
+                }
+            }
+        }
     }
 }
 
@@ -130,11 +146,16 @@ fn nested<'a>(root: &'a Json, schema: &'a Json) -> Option<(String, &'a Json)> {
         shape::alternatives(schema)?.iter().filter(|branch| shape::types(root, branch) != ["null"]).collect();
     match branches.as_slice() {
         [one] => nested(root, one),
-        several if several.iter().all(|branch| Shape::of(root, branch).tags().next().is_some()) => {
+        several if several.iter().all(|branch| is_named(&Shape::of(root, branch))) => {
             Some((String::new(), schema))
         }
         _ => None,
     }
+}
+
+/// Whether a key tells this alternative from the others: a fixed word in it, or the key around it.
+fn is_named(shape: &Shape<'_>) -> bool {
+    shape.tags().next().is_some() || shape.only_key().is_some()
 }
 
 fn kind(root: &Json, schema: &Json) -> String {

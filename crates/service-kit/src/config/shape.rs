@@ -122,7 +122,8 @@ pub(super) fn kind(root: &Json, schema: &Json) -> String {
     let words: Vec<&str> =
         types(root, schema).into_iter().filter_map(|kind| type_word(kind, schema)).collect();
     let what = if words.is_empty() { "a value".to_owned() } else { words.join(" or ") };
-    let range = bounds(schema).map_or_else(String::new, |bounds| format!(" ({bounds})"));
+    let range =
+        bounds(schema).filter(Bounds::is_chosen).map_or_else(String::new, |bounds| format!(" ({bounds})"));
     format!("{what}{range}")
 }
 
@@ -177,6 +178,16 @@ pub(super) fn bounds(schema: &Json) -> Option<Bounds> {
 }
 
 impl Bounds {
+    /// Whether somebody chose them, or a 16-bit type so small that people meet its end.
+    fn is_chosen(&self) -> bool {
+        const WIDE: [i64; 3] = [i32::MAX as i64, u32::MAX as i64, i64::MAX];
+        let least = self.least.as_ref().and_then(Number::as_i64);
+        let most = self.most.as_ref().and_then(Number::as_i64);
+        let chosen_least = least.is_some_and(|least| least != 0 && least != i64::from(i32::MIN));
+        let chosen_most = self.most.is_some() && most.is_none_or(|most| !WIDE.contains(&most));
+        chosen_least || chosen_most || self.above.is_some() || self.below.is_some()
+    }
+
     pub(super) fn hold(&self, number: &Number) -> bool {
         use std::cmp::Ordering::{Equal, Greater, Less};
         let fits = |bound: &Option<Number>, allowed: &[std::cmp::Ordering]| {

@@ -244,7 +244,10 @@ impl<'a> Validator<'a> {
                 // A duration or size names its own mistake; other texts lack only the quotes.
                 match super::format::check(schema.get("format").and_then(Json::as_str), &scalar.text) {
                     Err(why) => message = why,
-                    Ok(()) => message.push_str("; put it in quotes"),
+                    Ok(()) if self.could_be_quoted(schema, &scalar.text) => {
+                        message.push_str("; put it in quotes")
+                    }
+                    Ok(()) => {}
                 }
             } else if types.contains(&"boolean") && ["yes", "no", "on", "off"].contains(&scalar.text.as_str())
             {
@@ -253,6 +256,11 @@ impl<'a> Validator<'a> {
         }
         self.refuse(node, path, message);
         Json::Null
+    }
+
+    fn could_be_quoted(&self, schema: &'a Json, text: &str) -> bool {
+        let choices = shape::choices(self.root, shape::resolve(self.root, schema));
+        choices.is_none_or(|choices| choices.iter().any(|choice| choice.as_str() == Some(text)))
     }
 
     pub(super) fn refuse(&mut self, node: &Node, path: &Path, message: impl Into<String>) {
