@@ -127,7 +127,7 @@ impl Gate {
         Ok(topic)
     }
 
-    /// Tells publishes under one packet identifier apart; random per connection's process, never stored.
+    /// Tells publishes under one packet identifier apart; seeded at random per process, never stored.
     fn fingerprint(&self, topic: &str, payload: &[u8]) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(topic.as_bytes());

@@ -1,0 +1,297 @@
+//! From the bytes of a connection to a chunk in the channel.
+
+use super::super::budget::SMALL_PACKET;
+use super::super::intake::{Intake, Rejected};
+use super::super::packet::{Disconnect, FixedHeader, Packet, Publish, Version};
+use super::super::reason::Reason;
+use super::super::reply;
+use super::super::shared::{Phase, Sender, Shared};
+use super::super::wire::Event;
+use super::{Connection, End, Pause};
+use bytes::{Bytes, BytesMut};
+use messagepipeline::{Delivery, Settle, Settlement, Timestamp, Verdict};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+impl Connection {
+    /// Decodes what is in the input, up to one chunk, and hands it over.
+    pub(super) async fn take_in(&mut self) -> Pause {
+        let now = self.shared.now();
+        let before = self.wire.input.len();
+        let mut intake = Intake::default();
+        let mut pause = self.decode(&mut intake, now);
+        if !intake.is_empty() && !self.enter(&mut intake) {
+            return Pause::End(End::Refused(Reason::TakenOver));
+        }
+        if !intake.deliveries.is_empty()
+            && let Err(end) = self.hand_over(intake).await
+        {
+            return Pause::End(end);
+        }
+        if let Pause::Incomplete(bytes) = pause {
+            let is_rest = self.wire.input.len() < before;
+            pause = self.make_room_for(bytes, is_rest).await;
+        }
+        self.window_full = matches!(pause, Pause::WindowFull);
+        pause
+    }
+
+    fn decode(&mut self, intake: &mut Intake, now: Timestamp) -> Pause {
+        let Some((replies, messages)) = self.attachment.with_window(|window| {
+            window.waits_for_room = false;
+            (window.reply_room(), window.room())
+        }) else {
+            return Pause::End(End::Refused(Reason::TakenOver));
+        };
+        let pause = loop {
+            let header = match self.next_header() {
+                Ok(header) => header,
+                Err(pause) => break pause,
+            };
+            if let Some(limit) = self.limit(header, intake, replies, messages) {
+                break limit;
+            }
+            let frame = self.wire.input.split_to(header.packet).freeze();
+            if let Err(end) = self.decode_packet(header, &frame, intake, now) {
+                break Pause::End(end);
+            }
+        };
+        if matches!(pause, Pause::WindowFull) {
+            let has_room = self.attachment.with_window(|window| {
+                window.waits_for_room = true;
+                window.room() > messages
+            });
+            // A verdict came between the two looks at the window, and woke nobody.
+            if has_room == Some(true) {
+                return Pause::ChunkFull;
+            }
+        }
+        pause
+    }
+
+    /// Which bound the packet with this header would break. The session's window has room for so many `replies` and
+    /// `messages` beside the intake.
+    fn limit(&self, header: FixedHeader, intake: &Intake, replies: usize, messages: usize) -> Option<Pause> {
+        let budget = &self.shared.budget;
+        if intake.deliveries.len() >= budget.chunk_messages() || intake.weight >= budget.chunk_bytes() {
+            return Some(Pause::ChunkFull);
+        }
+        let is_publish = header.first >> 4 == 3;
+        let wants_reply = is_publish && header.first & 0b0110 != 0;
+        if wants_reply && intake.replies >= replies {
+            // MQTT 5, section 3.3.4: the client was told how many it may send. 3.1.1 has no such limit.
+            return Some(match self.gate.version {
+                Version::V5 => Pause::End(End::Refused(Reason::ReceiveMaximumExceeded)),
+                Version::V311 => Pause::WindowFull,
+            });
+        }
+        (is_publish && intake.deliveries.len() >= messages).then_some(Pause::WindowFull)
+    }
+
+    /// The header of the next packet, if all of the packet is there.
+    fn next_header(&self) -> Result<FixedHeader, Pause> {
+        let input = &self.wire.input;
+        match FixedHeader::read(input) {
+            Err(reason) => Err(Pause::End(End::Refused(reason))),
+            Ok(None) => Err(Pause::Incomplete(None)),
+            Ok(Some(header)) if header.packet > self.shared.options.max_packet_bytes as usize => {
+                Err(Pause::End(End::Refused(Reason::PacketTooLarge)))
+            }
+            Ok(Some(header)) if input.len() < header.packet => Err(Pause::Incomplete(Some(header.packet))),
+            Ok(Some(header)) => Ok(header),
+        }
+    }
+
+    fn decode_packet(
+        &mut self,
+        header: FixedHeader,
+        frame: &Bytes,
+        intake: &mut Intake,
+        now: Timestamp,
+    ) -> Result<(), End> {
+        let version = self.gate.version;
+        match Packet::read(version, header, frame).map_err(End::Refused)? {
+            Packet::Publish(publish) => return self.decode_publish(&publish, frame, intake, now),
+            Packet::Subscribe { packet_id, filters } => {
+                if self.shared.telemetry.refused_for("subscribe") {
+                    tracing::info!(
+                        client_id = &**self.attachment.client_id(),
+                        "SUBSCRIBE refused: the endpoint takes publishes and is no broker"
+                    );
+                }
+                reply::suback(&mut self.wire.output, version, packet_id, filters);
+            }
+            Packet::Unsubscribe { packet_id, filters } => {
+                reply::unsuback(&mut self.wire.output, version, packet_id, filters);
+            }
+            Packet::PingRequest => reply::pingresp(&mut self.wire.output),
+            Packet::Disconnect(disconnect) => return Err(self.leave(disconnect)),
+        }
+        Ok(())
+    }
+
+    fn decode_publish(
+        &mut self,
+        publish: &Publish<'_>,
+        frame: &Bytes,
+        intake: &mut Intake,
+        now: Timestamp,
+    ) -> Result<(), End> {
+        let client_id = self.attachment.client_id();
+        match self.gate.take(publish, frame, client_id, now, intake) {
+            Ok(()) => Ok(()),
+            Err(Rejected::End(reason)) => Err(End::Refused(reason)),
+            Err(Rejected::Refuse(reason)) if self.gate.version == Version::V5 && publish.qos == 1 => {
+                if self.shared.telemetry.refused(reason) {
+                    tracing::warn!(client_id = &**client_id, reason = reason.word(), "publish refused");
+                }
+                intake.refuse(publish.packet_id, reason);
+                Ok(())
+            }
+            Err(Rejected::Refuse(reason)) => Err(End::Refused(reason)),
+        }
+    }
+
+    fn leave(&mut self, disconnect: Disconnect) -> End {
+        if let Some(seconds) = disconnect.session_expiry {
+            // MQTT 5, section 3.14.2.2.2: a session that was to end with its connection cannot be kept now.
+            if self.expiry.is_zero() && seconds != 0 {
+                return End::Refused(Reason::ProtocolError);
+            }
+            self.expiry = Duration::from_secs(seconds.into()).min(self.shared.options.max_session_expiry);
+        }
+        End::Left { publish_will: disconnect.publish_will }
+    }
+
+    /// Enters what was decoded into the session's window; false if another connection has the session.
+    fn enter(&mut self, intake: &mut Intake) -> bool {
+        let attachment = &self.attachment;
+        let entered =
+            attachment.with_window(|window| intake.register(window, |sequence| attachment.token(sequence)));
+        let Some(repeated) = entered else { return false };
+        for (counter, count) in self.shared.telemetry.publishes.iter().zip(intake.taken) {
+            if count > 0 {
+                counter.increment(count);
+            }
+        }
+        if repeated > 0 {
+            self.shared.telemetry.duplicates.increment(repeated as u64);
+        }
+        true
+    }
+
+    /// Waits for room in the pipeline and hands the chunk over.
+    async fn hand_over(&mut self, mut intake: Intake) -> Result<(), End> {
+        self.reading = false;
+        self.shared.name(&mut intake.deliveries);
+        let Some(sender) = self.sender.clone() else { return Err(End::Refused(Reason::ShuttingDown)) };
+        let shared = Arc::clone(&self.shared);
+        let deliver = deliver(&shared, &sender, intake.deliveries, intake.weight);
+        let delivered = self.meanwhile_writing(deliver).await;
+        if self.broken {
+            return Err(End::Gone);
+        }
+        if delivered { Ok(()) } else { Err(End::Refused(Reason::ShuttingDown)) }
+    }
+
+    /// After a decoded chunk: lets the input hold only what is missing its end, in a block of its own, and takes a
+    /// permit for a large packet.
+    async fn make_room_for(&mut self, bytes: Option<usize>, is_rest: bool) -> Pause {
+        if self.wire.input.is_empty() {
+            self.wire.input = BytesMut::new();
+            self.incomplete_since = None;
+            return Pause::Incomplete(None);
+        }
+        let bytes = bytes.unwrap_or(0);
+        self.incomplete_since = match self.incomplete_since {
+            Some((since, known)) if known == bytes => Some((since, known)),
+            _ => Some((Instant::now(), bytes)),
+        };
+        if bytes <= SMALL_PACKET {
+            if is_rest {
+                self.wire.input = BytesMut::from(&self.wire.input[..]);
+            }
+            return Pause::Incomplete(None);
+        }
+        self.receive_large(bytes).await
+    }
+
+    /// Reads a large packet to its end under a permit for its size.
+    async fn receive_large(&mut self, bytes: usize) -> Pause {
+        let shared = Arc::clone(&self.shared);
+        let size = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let Ok(_permit) = self.meanwhile_writing(shared.budget.arriving(size)).await else {
+            return Pause::End(End::Refused(Reason::ShuttingDown));
+        };
+        if self.broken {
+            return Pause::End(End::Gone);
+        }
+        let mut packet = BytesMut::with_capacity(bytes);
+        packet.extend_from_slice(&self.wire.input);
+        self.wire.input = packet;
+        self.heard = Instant::now();
+        self.incomplete_since = Some((self.heard, bytes));
+        while self.wire.input.len() < bytes {
+            if let Some(end) = self.collect() {
+                return Pause::End(end);
+            }
+            let phase = *self.phase.borrow_and_update();
+            if phase != Phase::Open {
+                // Half a packet is not "read"; the client sends it again.
+                return if phase == Phase::Closing {
+                    Pause::End(End::Refused(Reason::ShuttingDown))
+                } else {
+                    Pause::Incomplete(Some(bytes))
+                };
+            }
+            match self.wait(true).await {
+                Ok(Some(Event::End)) => return Pause::End(End::Gone),
+                Ok(_) => {}
+                Err(end) => return Pause::End(end),
+            }
+        }
+        self.incomplete_since = None;
+        Pause::ChunkFull
+    }
+
+    /// Does `work`, and writes PUBACKs that become ready meanwhile.
+    async fn meanwhile_writing<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                event = self.wire.next(false), if !self.broken => self.broken = event.is_err(),
+                () = self.attachment.woken.notified() => {
+                    // Whatever else this says is looked at when the work is done.
+                    let output = &mut self.wire.output;
+                    let _ = self.attachment.collect(|packet_id, code| reply::puback(output, packet_id, code));
+                }
+            }
+        }
+    }
+}
+
+/// Waits for room and sends; false if nobody receives any more, and then the deliveries are given back.
+pub(super) async fn deliver(
+    shared: &Shared,
+    sender: &Sender,
+    deliveries: Vec<Delivery>,
+    weight: usize,
+) -> bool {
+    let messages = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
+    let weight = u32::try_from(weight).unwrap_or(u32::MAX);
+    if shared.budget.reserve(messages, weight).await.is_err() {
+        return false;
+    }
+    let Err(unsent) = sender.send(deliveries).await else { return true };
+    let returned: Vec<_> = unsent
+        .0
+        .iter()
+        .map(|delivery| Settlement { token: delivery.token, verdict: Verdict::Return })
+        .collect();
+    shared.sessions.settle(&returned);
+    false
+}
