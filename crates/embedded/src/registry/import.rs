@@ -127,6 +127,8 @@ impl Importer {
             read += 1;
             bytes += lines.bytes();
         }
+        // In the table's order each page is read and written once. Stable: of two lines for a device the later stays.
+        devices.sort_by(|left, right| left.device_id.cmp(&right.device_id));
         self.store(&devices, report).map_err(|error| Error::from(error).at(&self.path))?;
         Ok(more)
     }

@@ -22,6 +22,8 @@ pub(super) enum BadLine {
     NotJson(String),
     #[error("a quote is left open; a quote inside quotes is written twice")]
     OpenQuote,
+    #[error("text follows a closing quote; a quote inside quotes is written twice")]
+    AfterQuote,
     #[error("{found} fields where the header names {expected}; a field with a comma stands in quotes")]
     FieldCount { found: usize, expected: usize },
     #[error(transparent)]
@@ -96,7 +98,7 @@ impl<R: BufRead> Lines<R> {
                 if fields.len() != names.len() {
                     return Err(BadLine::FieldCount { found: fields.len(), expected: names.len() });
                 }
-                names.iter().cloned().zip(fields.iter().map(Value::from)).collect()
+                names.iter().cloned().zip(fields.into_iter().map(Value::from)).collect()
             }
         };
         Ok(Device::from_columns(columns)?)
@@ -136,16 +138,41 @@ fn object(text: &str) -> Result<Map<String, Value>, BadLine> {
     })
 }
 
-fn csv_fields(text: &str) -> Result<csv::StringRecord, BadLine> {
-    if text.bytes().filter(|byte| *byte == b'"').count() % 2 == 1 {
-        return Err(BadLine::OpenQuote);
+/// The fields of one CSV line, as RFC 4180 has them; blanks belong to their field. A quote inside a field that does
+/// not begin with one stands for itself.
+fn csv_fields(line: &str) -> Result<Vec<String>, BadLine> {
+    let mut fields = Vec::new();
+    let mut rest = Some(line);
+    while let Some(text) = rest {
+        let (field, tail) = match text.strip_prefix('"') {
+            Some(quoted) => quoted_field(quoted)?,
+            None => match text.split_once(',') {
+                Some((field, tail)) => (field.to_owned(), Some(tail)),
+                None => (text.to_owned(), None),
+            },
+        };
+        fields.push(field);
+        rest = tail;
     }
-    let mut reader =
-        csv::ReaderBuilder::new().has_headers(false).buffer_capacity(text.len()).from_reader(text.as_bytes());
-    let mut record = csv::StringRecord::new();
-    // One line of text in memory cannot fail to read; were it so, the field count would tell.
-    let _ = reader.read_record(&mut record);
-    Ok(record)
+    Ok(fields)
+}
+
+/// A field after its opening quote, and what follows the comma behind it.
+fn quoted_field(text: &str) -> Result<(String, Option<&str>), BadLine> {
+    let mut field = String::new();
+    let mut rest = text;
+    loop {
+        let (part, tail) = rest.split_once('"').ok_or(BadLine::OpenQuote)?;
+        field.push_str(part);
+        if tail.is_empty() {
+            return Ok((field, None));
+        }
+        if let Some(tail) = tail.strip_prefix(',') {
+            return Ok((field, Some(tail)));
+        }
+        rest = tail.strip_prefix('"').ok_or(BadLine::AfterQuote)?;
+        field.push('"');
+    }
 }
 
 fn header(line: &[u8]) -> Result<Vec<String>, BadFile> {
@@ -175,4 +202,35 @@ fn quoted(names: &[String]) -> String {
 
 fn cut(name: &str) -> &str {
     &name[..name.floor_char_boundary(40)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_as_csv_is_read_back(
+            fields in proptest::collection::vec(("[a\", \u{e9}]{0,6}", any::<bool>()), 1..6),
+        ) {
+            let write = |(field, quote): &(String, bool)| {
+                if *quote || field.contains(['"', ',']) {
+                    format!("\"{}\"", field.replace('"', "\"\""))
+                } else {
+                    field.clone()
+                }
+            };
+            let line = fields.iter().map(write).collect::<Vec<_>>().join(",");
+            let expected: Vec<String> = fields.into_iter().map(|(field, _)| field).collect();
+            prop_assert_eq!(csv_fields(&line).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn broken_quotes_are_told_apart() {
+        assert!(matches!(csv_fields("a,\"b"), Err(BadLine::OpenQuote)));
+        assert!(matches!(csv_fields("\"a\"b,c"), Err(BadLine::AfterQuote)));
+        assert_eq!(csv_fields("5\" pipe,").unwrap(), ["5\" pipe", ""]);
+    }
 }
