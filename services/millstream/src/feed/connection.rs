@@ -126,7 +126,13 @@ impl Connection {
                     link.received(read)?;
                     self.take_answers(&mut link).await?;
                 }
-                written = link.writer.write_buf(&mut link.out), if !link.out.is_empty() => link.written(written)?,
+                written = link.writer.write_buf(&mut link.out), if !link.out.is_empty() => {
+                    if let Err(broken) = link.written(written) {
+                        link.read_last_words().await;
+                        self.take_answers(&mut link).await?;
+                        return Err(broken);
+                    }
+                }
                 batch = self.queue.recv(), if self.wants_more() => self.take(batch),
                 () = shared.shutdown.begun(), if self.queue_open => self.stop(),
                 () = sleep_until(next_check) => link.keep_alive()?,

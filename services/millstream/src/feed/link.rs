@@ -16,6 +16,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// For saying good-bye.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// For what a broker said before it went away.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Seconds between packets after which a PINGREQ is sent; the broker may ask for another time.
 const KEEP_ALIVE: u16 = 60;
 
@@ -133,6 +136,14 @@ impl Link {
         }
         self.said = Instant::now();
         Ok(())
+    }
+
+    /// Reads what the broker said before it went away: its acknowledgements count although nothing can be written.
+    pub(super) async fn read_last_words(&mut self) {
+        let reading =
+            async { while self.reader.read_buf(&mut self.inbox).await.is_ok_and(|read| read > 0) {} };
+        // Late words are lost; the messages are then sent again.
+        let _ = timeout(LAST_WORDS_DEADLINE, reading).await;
     }
 
     /// Whether another message may be encoded.
