@@ -336,6 +336,24 @@ async fn a_failed_look_up_holds_up_only_the_messages_that_need_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_look_up_that_is_down_is_waited_for_and_shown_and_counts_against_no_message() {
+    let mut chunk = messages("looked-up", 10);
+    chunk.iter_mut().for_each(|message| message.attempt = 5);
+    let consumer = ScriptedConsumer::of(chunk);
+    let (verdicts, works) = (consumer.verdicts(), Arc::new(AtomicBool::new(false)));
+    let (options, dead_letters, health) = options();
+    let service = StreamingService::new(options, consumer, LookUp(Arc::clone(&works)), by_word());
+    let running = service.start().await.unwrap();
+    pass(Duration::from_secs(3_600)).await;
+    assert_eq!(trouble(&health).unwrap(), "busy: the sink is busy");
+    assert_eq!((verdicts.count(Verdict::Nack), dead_letters.letters().len()), (0, 0));
+    works.store(true, Ordering::SeqCst);
+    verdicts.settled(10).await;
+    assert_eq!((verdicts.count(Verdict::Ack), trouble(&health)), (10, None));
+    running.stop(DEADLINE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn payloads_outside_the_bounds_are_skipped_without_asking_the_inner_transformer() {
     let chunk: Vec<_> = [8, 13, 26, 30, 51].map(|size| message(&"x".repeat(size))).into();
     let consumer = ScriptedConsumer::new([Step::Chunk(chunk.clone()), Step::End]);
