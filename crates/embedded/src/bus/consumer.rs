@@ -2,7 +2,7 @@
 
 use super::leases::Plan;
 use super::probation::Gate;
-use super::rows::{RowReader, Rows, signed};
+use super::rows::{RowReader, signed};
 use super::schema::SCHEMA;
 use super::state::{Shared, SubscriptionState};
 use crate::Error;
@@ -344,7 +344,7 @@ impl Core {
 
     fn read(&self, reader: &mut Reader, plan: &Plan) -> rusqlite::Result<ReadRows> {
         let sql = &self.subscription.topic.sql;
-        let mut rows = Rows::default();
+        let mut rows = reader.rows.begin();
         let mut complete = true;
         match plan {
             Plan::Idle(_) => {}
@@ -367,7 +367,7 @@ impl Core {
                 }
             }
         }
-        Ok(ReadRows { messages: rows.into_messages()?, complete })
+        Ok(ReadRows { messages: reader.rows.finish(rows)?, complete })
     }
 
     /// Turns what was read into deliveries.

@@ -13,6 +13,8 @@ const ENRICHMENTS: usize = 4_096;
 #[derive(Debug, Default)]
 pub(super) struct RowReader {
     enrichments: HashMap<Box<str>, Enrichment>,
+    /// Bytes and rows of the chunk before, for the first guess at the next one's.
+    guess: (usize, usize),
 }
 
 /// Messages read so far, their bytes in one buffer.
@@ -69,6 +71,21 @@ fn row_message(
 }
 
 impl RowReader {
+    /// A place for the next chunk.
+    pub(super) fn begin(&self) -> Rows {
+        Rows { buffer: BytesMut::with_capacity(self.guess.0), rows: Vec::with_capacity(self.guess.1) }
+    }
+
+    /// The finished chunk.
+    ///
+    /// # Errors
+    /// When stored attributes are damaged.
+    pub(super) fn finish(&mut self, rows: Rows) -> rusqlite::Result<Vec<(u64, Message)>> {
+        // A little more, because no two chunks are alike.
+        self.guess = (rows.buffer.len() + rows.buffer.len() / 16, rows.rows.len());
+        rows.into_messages()
+    }
+
     /// Adds a row of number, id, publish time, attributes, enrichment, payload.
     ///
     /// # Errors

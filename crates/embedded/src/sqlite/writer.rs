@@ -27,6 +27,9 @@ const WAL_LIMIT: u64 = 128 * 1024 * 1024;
 const WAL_PATIENCE: Duration = Duration::from_millis(250);
 /// Commits between two looks at the size of the write-ahead log.
 const WAL_LOOK: u32 = 64;
+/// How long background work waits for a job whose transaction it can share. What it writes may come late: a verdict
+/// that a crash takes along is a redelivery, and a commit costs a sync.
+const BACKGROUND_LINGER: Duration = Duration::from_millis(20);
 /// How long after a failure the background work is tried again when nothing else is written.
 const BACKGROUND_RETRY: Duration = Duration::from_secs(1);
 
@@ -109,6 +112,7 @@ impl Writer {
             path: Arc::clone(&path),
             queue,
             nudged: Arc::clone(&nudged),
+            nudge_taken: false,
             background: Box::new(background),
             background_failed: false,
             closing: Vec::new(),
@@ -281,6 +285,7 @@ struct Worker {
     path: Arc<Path>,
     queue: Receiver<Command>,
     nudged: Arc<AtomicBool>,
+    nudge_taken: bool,
     background: Box<dyn Background>,
     /// The background work waits for its next try, or for the next job.
     background_failed: bool,
@@ -296,32 +301,31 @@ impl Worker {
             if jobs.is_empty() && !self.background.is_pending() {
                 continue;
             }
+            self.want_nudges();
             let started = Instant::now();
             self.transact(&mut jobs);
             seconds.record(started.elapsed());
             self.mind_the_log();
+        }
+        if self.background.is_pending() {
+            self.transact(&mut jobs);
         }
         self.finish();
     }
 
     /// Waits for something to do and takes all of it. False when nothing will come any more.
     fn gather(&mut self, jobs: &mut Vec<Box<dyn Job>>) -> bool {
-        let pending = self.background.is_pending();
-        let closing = !self.closing.is_empty();
-        let first = if closing || (pending && !self.background_failed) {
-            self.queue.try_recv().map_err(|error| match error {
-                TryRecvError::Empty => RecvTimeoutError::Timeout,
-                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-            })
-        } else if pending {
-            self.queue.recv_timeout(BACKGROUND_RETRY)
-        } else {
-            self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        };
-        match first {
-            Ok(command) => self.sort(command, jobs),
-            Err(RecvTimeoutError::Timeout) => return !closing,
-            Err(RecvTimeoutError::Disconnected) => return false,
+        let mut until = None;
+        loop {
+            match self.receive(&mut until) {
+                Ok(Command::Nudge) => self.take_nudge(),
+                Ok(command) => {
+                    self.sort(command, jobs);
+                    break;
+                }
+                Err(RecvTimeoutError::Timeout) => return self.closing.is_empty(),
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
         }
         while jobs.len() < TRANSACTION_JOBS
             && let Ok(more) = self.queue.try_recv()
@@ -331,11 +335,42 @@ impl Worker {
         true
     }
 
+    /// The next command, or a timeout when the background work need not wait for one any longer. `until` is that
+    /// time, once it is known.
+    fn receive(&self, until: &mut Option<Instant>) -> Result<Command, RecvTimeoutError> {
+        if !self.closing.is_empty() {
+            return self.queue.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            });
+        }
+        if !self.background.is_pending() {
+            return self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected);
+        }
+        let wait = if self.background_failed { BACKGROUND_RETRY } else { BACKGROUND_LINGER };
+        let until = *until.get_or_insert_with(|| Instant::now() + wait);
+        self.queue.recv_timeout(until.saturating_duration_since(Instant::now()))
+    }
+
     fn sort(&mut self, command: Command, jobs: &mut Vec<Box<dyn Job>>) {
         match command {
             Command::Job(job) => jobs.push(job),
-            Command::Nudge => self.nudged.store(false, Ordering::Release),
+            Command::Nudge => self.take_nudge(),
             Command::Close(answer) => self.closing.push(answer),
+        }
+    }
+
+    /// Further nudges are not wanted before the next transaction, which does what this one asks for.
+    fn take_nudge(&mut self) {
+        self.nudge_taken = true;
+        if !self.background.is_pending() {
+            self.want_nudges();
+        }
+    }
+
+    fn want_nudges(&mut self) {
+        if std::mem::take(&mut self.nudge_taken) {
+            self.nudged.store(false, Ordering::Release);
         }
     }
 
