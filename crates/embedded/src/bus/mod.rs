@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Durable are: the log, the ids that ever entered a topic, each subscription's cursor with what is settled above
-//! it, and counted attempts. Leases live in memory ([`leases`]); after a restart everything unsettled comes again.
+//! it, and counted attempts. Leases live in memory (`leases.rs`); after a restart everything unsettled comes again.
 
 mod books;
 mod consumer;

@@ -206,7 +206,6 @@ impl Writer {
     }
 
     /// The database file.
-    #[allow(dead_code, reason = "stores name their file in errors")]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
