@@ -1,5 +1,7 @@
 //! Feeding against a broker that does as it is told, against mosquitto, and with the real recordings.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails the test")]
+
 mod feed_broker;
 
 use feed_broker::{Broker, Conduct, Received};
@@ -8,6 +10,7 @@ use millstream::feed::{self, Ended, FeedError, FeedOptions, FeedReport, Playlist
 use millstream::pointer::Pointers;
 use millstream::rate::{DEFAULT_TIME_POINTERS, Rate};
 use millstream::template::DEFAULT_TOPIC;
+use mqttconverter::tls::{ClientTls, Identity};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -174,6 +177,19 @@ async fn a_broker_that_lets_nobody_in_ends_the_feed_at_once_with_its_reason() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_on_which_the_broker_hangs_up_each_time_is_named_instead_of_sent_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = recording(folder.path(), 3, 1);
+    // MQTT 3.1.1 has no other way to refuse a message.
+    let conduct = Conduct { break_after: vec![1; 10], unanswered: 1, ..Conduct::default() };
+    let broker = Broker::start(Protocol::V311, conduct).await;
+    let report =
+        play(FeedOptions { patience: Duration::ZERO, ..options(&broker, Protocol::V311) }, &file).await;
+    let Ended::Failed(error @ FeedError::Stuck { .. }) = report.ended else { panic!("{report:?}") };
+    assert!(error.to_string().contains("recording.ndjson:1"), "{error}");
+}
+
 #[tokio::test]
 async fn without_a_broker_the_error_says_where_and_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
@@ -270,17 +286,44 @@ async fn the_real_recordings_arrive_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mosquitto_acknowledges_every_line_in_both_versions() {
-    let Some(mosquitto) = feed_broker::Mosquitto::start().await else {
+    let Some(mosquitto) = feed_broker::Mosquitto::start(false).await else {
         eprintln!("LEFT OUT: mosquitto_acknowledges_every_line_in_both_versions: mosquitto is not installed");
         return;
     };
     let folder = tempfile::tempdir().unwrap();
     let file = recording(folder.path(), 5_000, 20);
     for protocol in BOTH {
-        let mut options = FeedOptions::new(mosquitto.url().parse().unwrap());
+        let mut options = FeedOptions::new(format!("mqtt://127.0.0.1:{}", mosquitto.port()).parse().unwrap());
         options.protocol = protocol;
         let report = play(options, &file).await;
         assert!(report.is_success(), "{report:?}");
         assert_eq!(report.counts.acked, 5_000);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_encrypted_connection_presents_its_certificate_and_trusts_only_the_authority_it_was_given() {
+    let Some(mosquitto) = feed_broker::Mosquitto::start(true).await else {
+        eprintln!("LEFT OUT: an_encrypted_connection_presents_its_certificate: mosquitto is not installed");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = recording(folder.path(), 100, 3);
+    let identity = Identity { certificate: mosquitto.file("client.crt"), key: mosquitto.file("client.key") };
+    let mut options = FeedOptions::new(format!("mqtts://localhost:{}", mosquitto.port()).parse().unwrap());
+    options.tls = ClientTls { ca: Some(mosquitto.file("localhost.crt")), identity: Some(identity) };
+    let report = play(options.clone(), &file).await;
+    assert!(report.is_success(), "{report:?}");
+
+    options.tls.ca = Some(mosquitto.file("client.crt"));
+    let report = play(options.clone(), &file).await;
+    let Ended::Failed(error @ FeedError::Handshake { .. }) = report.ended else { panic!("{report:?}") };
+    assert!(error.to_string().contains("certificate"), "{error}");
+
+    options.tls = ClientTls { ca: Some(mosquitto.file("localhost.crt")), identity: None };
+    let report = play(options, &file).await;
+    assert!(
+        matches!(report.ended, Ended::Failed(FeedError::Handshake { .. })) && report.counts.acked == 0,
+        "{report:?}"
+    );
 }

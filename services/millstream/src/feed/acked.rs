@@ -10,12 +10,18 @@ use tokio::task::JoinHandle;
 /// Batches of numbers that may wait for the disk; then the connections wait.
 const QUEUE: usize = 64;
 
+/// The list while it is written: where numbers go, and how writing ended.
+pub(super) struct AckedList {
+    pub(super) numbers: mpsc::Sender<Vec<u64>>,
+    pub(super) written: JoinHandle<io::Result<()>>,
+}
+
 /// Writes numbers to `path`, one a line, each batch with one write: a process killed at any instant leaves only
 /// numbers of messages that had their PUBACK. Ends when all senders are gone.
-pub(super) fn write_to(path: &Path) -> io::Result<(mpsc::Sender<Vec<u64>>, JoinHandle<io::Result<()>>)> {
+pub(super) fn write_to(path: &Path) -> io::Result<AckedList> {
     let mut file = File::create(path)?;
-    let (sender, mut batches) = mpsc::channel::<Vec<u64>>(QUEUE);
-    let writer = tokio::task::spawn_blocking(move || {
+    let (numbers, mut batches) = mpsc::channel::<Vec<u64>>(QUEUE);
+    let written = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         while let Some(batch) = batches.blocking_recv() {
             text.clear();
@@ -27,7 +33,7 @@ pub(super) fn write_to(path: &Path) -> io::Result<(mpsc::Sender<Vec<u64>>, JoinH
         }
         Ok(())
     });
-    Ok((sender, writer))
+    Ok(AckedList { numbers, written })
 }
 
 fn append(text: &mut String, batch: &[u64]) {

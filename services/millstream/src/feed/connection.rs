@@ -76,7 +76,7 @@ impl Connection {
             match self.serve().await {
                 Ok(()) => return Ok(true),
                 Err(Broken::Lasting(error)) => return Err(error),
-                Err(Broken::Passing(reason)) => {
+                Err(Broken::Passing(reason) | Broken::Untrusted(reason)) => {
                     if self.is_done() {
                         return Ok(true);
                     }

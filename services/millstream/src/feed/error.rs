@@ -66,6 +66,16 @@ pub enum FeedError {
         /// The broker's reason and what to do.
         reason: String,
     },
+    /// The two sides do not trust each other's certificates, or the other side does not speak TLS.
+    #[error(
+        "no encrypted connection to {address}: {reason}; check --ca-file, --cert-file and --key-file, and that the port is the broker's TLS port"
+    )]
+    Handshake {
+        /// Host and port.
+        address: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// The list of acknowledged lines cannot be written.
     #[error("cannot write the acknowledged lines to {}: {source}", path.display())]
     Acked {

@@ -32,12 +32,18 @@ const WRITE_SIZE: usize = 128 * 1024;
 pub(super) enum Broken {
     /// Another one may do better.
     Passing(String),
+    /// TLS says no. While connecting, [`Link::open`] makes a lasting error of it.
+    Untrusted(String),
     /// It would not.
     Lasting(FeedError),
 }
 
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
+        // How rustls wraps its own errors and the other side's alerts.
+        if error.kind() == io::ErrorKind::InvalidData {
+            return Self::Untrusted(error.to_string());
+        }
         Self::Passing(error.to_string())
     }
 }
@@ -76,6 +82,10 @@ impl Link {
             Ok((link, grant))
         };
         match timeout(CONNECT_DEADLINE, opening).await {
+            Ok(Err(Broken::Untrusted(reason))) => {
+                let address = shared.options.broker.to_string();
+                Err(Broken::Lasting(FeedError::Handshake { address, reason }))
+            }
             Ok(opened) => opened,
             Err(_) => Err(Broken::Passing(format!("no answer within {} s", CONNECT_DEADLINE.as_secs()))),
         }

@@ -119,20 +119,24 @@ async fn play(
 ) -> Result<bool, FeedError> {
     options.validate()?;
     let target = Target::new(&options.broker, &options.tls)?;
-    let (acked, writer) = match &options.acked {
-        None => (None, None),
-        Some(path) => match acked::write_to(path) {
-            Ok((sender, writer)) => (Some(sender), Some((path.clone(), writer))),
-            Err(source) => return Err(FeedError::Acked { path: path.clone(), source }),
-        },
-    };
+    let mut acked = None;
+    let mut written = None;
+    if let Some(path) = options.acked.clone() {
+        match acked::write_to(&path) {
+            Ok(list) => {
+                acked = Some(list.numbers);
+                written = Some((path, list.written));
+            }
+            Err(source) => return Err(FeedError::Acked { path, source }),
+        }
+    }
     let numbering = source.numbering();
     let shared =
         Shared { options, target, progress: progress.clone(), numbering, acked, shutdown: shutdown.child() };
     let published = publish(shared, source, shutdown).await;
-    if let Some((path, writer)) = writer {
+    if let Some((path, written)) = written {
         // Its failure is the cause of what the connections report then.
-        if let Ok(Err(source)) = writer.await {
+        if let Ok(Err(source)) = written.await {
             return Err(FeedError::Acked { path, source });
         }
     }

@@ -6,6 +6,8 @@ use parking_lot::Mutex;
 use rumqttc_v4::mqttbytes::v4;
 use rumqttc_v5::mqttbytes::v5;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -247,7 +249,7 @@ fn decode(buffer: &mut BytesMut, protocol: Protocol) -> Option<Packet> {
 pub(crate) struct Mosquitto {
     child: Child,
     port: u16,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Mosquitto {
@@ -258,18 +260,34 @@ impl Drop for Mosquitto {
 }
 
 impl Mosquitto {
-    /// None where it is not installed.
-    pub(crate) async fn start() -> Option<Self> {
+    /// None where it is not installed. With `tls` it presents a certificate for `localhost` and asks for one of its
+    /// client.
+    pub(crate) async fn start(tls: bool) -> Option<Self> {
         let program = ["/usr/sbin/mosquitto", "/usr/bin/mosquitto", "/usr/local/sbin/mosquitto"]
             .into_iter()
-            .find(|path| std::path::Path::new(path).exists())?;
+            .find(|path| Path::new(path).exists())?;
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let config = folder.path().join("mosquitto.conf");
-        std::fs::write(&config, format!("listener {port} 127.0.0.1\nallow_anonymous true\n")).unwrap();
+        let mut config = format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
+        if tls {
+            let at = |name: &str| folder.path().join(name);
+            for name in ["localhost", "client"] {
+                let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+                std::fs::write(at(&format!("{name}.crt")), made.cert.pem()).unwrap();
+                std::fs::write(at(&format!("{name}.key")), made.signing_key.serialize_pem()).unwrap();
+            }
+            let (ca, certificate, key) = (at("client.crt"), at("localhost.crt"), at("localhost.key"));
+            let (ca, certificate, key) = (ca.display(), certificate.display(), key.display());
+            config +=
+                &format!("cafile {ca}\ncertfile {certificate}\nkeyfile {key}\nrequire_certificate true\n");
+        }
+        let file = folder.path().join("mosquitto.conf");
+        std::fs::write(&file, config).unwrap();
+        // Started as root it drops to a user of its own, who must be able to read them.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(program);
-        command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
-        let mosquitto = Self { child: command.spawn().unwrap(), port, _folder: folder };
+        command.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+        let mosquitto = Self { child: command.spawn().unwrap(), port, folder };
         let ready = async {
             while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -279,7 +297,12 @@ impl Mosquitto {
         Some(mosquitto)
     }
 
-    pub(crate) fn url(&self) -> String {
-        format!("mqtt://127.0.0.1:{}", self.port)
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// One of the certificates and keys, as in `client.key`.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 }
