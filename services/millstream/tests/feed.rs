@@ -1,6 +1,11 @@
 //! Feeding against a broker that does as it is told, against mosquitto, and with the real recordings.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a helper of a test fails the test; tests say what they leave out"
+)]
 
 mod feed_broker;
 
