@@ -118,6 +118,27 @@ impl DataFolder {
         self.lock.is_some()
     }
 
+    /// Whether some process has the folder open with its lock, this one included.
+    ///
+    /// # Errors
+    /// When the lock file cannot be read.
+    pub fn is_in_use(&self) -> Result<bool, Error> {
+        if self.is_locked() {
+            return Ok(true);
+        }
+        let path = self.root.join(LOCK);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::io("open", &path, error)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path, error)),
+        }
+    }
+
     /// The bus: topics, subscriptions, dead letters.
     #[must_use]
     pub fn bus(&self) -> PathBuf {

@@ -20,7 +20,7 @@ use crate::receive::{Received, Receiver};
 use crate::stage::{Fate, Stage};
 use crate::transform::{Pass, follow_up, panicked, transform};
 use crate::{
-    BatchProcessor, Chunk, Consumer, Item, Message, Running, ServiceError, ServiceOptions,
+    BatchProcessor, Chunk, Consumer, FlushRequest, Item, Message, Running, ServiceError, ServiceOptions,
     Shutdown, StageError, Summary, Transformer, batch,
 };
 use std::collections::{HashMap, VecDeque};
@@ -251,6 +251,7 @@ where
             Some(finished) = self.tasks.join_next_with_id() => Step::Finished(finished),
             () = until(deadline) => Step::Again,
             received = self.receiver.next(), if has_room => Step::Received(received),
+            () = FlushRequest::asked(self.stage.flush()), if has_worker => Step::Idle,
             () = std::future::ready(()), if may_flush_idle => Step::Idle,
         }
     }

@@ -1,7 +1,7 @@
 //! What both services share towards their caller: options, the running service, its summary and its errors.
 
 use crate::stage::Stage;
-use crate::{DeadLetters, ErrorClass, RetryPolicy, Shutdown, StageError, StageHealth};
+use crate::{DeadLetters, ErrorClass, FlushRequest, RetryPolicy, Shutdown, StageError, StageHealth};
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
@@ -24,6 +24,8 @@ pub struct ServiceOptions {
     pub dead_letters: Option<Arc<dyn DeadLetters>>,
     /// The line on which the service reports whether it works.
     pub health: Option<StageHealth>,
+    /// On request a batching service flushes its open groups before they are full or due.
+    pub flush: Option<FlushRequest>,
 }
 
 impl ServiceOptions {
@@ -45,6 +47,7 @@ impl Default for ServiceOptions {
             retry: RetryPolicy::default(),
             dead_letters: None,
             health: None,
+            flush: None,
         }
     }
 }

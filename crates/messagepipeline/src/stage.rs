@@ -3,7 +3,7 @@
 use crate::metric_names as names;
 use crate::retry::{Backoff, is_exhausted};
 use crate::{
-    DeadLetter, DeadLetters, FlushReason, Message, RetryPolicy, ServiceOptions, Shutdown,
+    DeadLetter, DeadLetters, FlushReason, FlushRequest, Message, RetryPolicy, ServiceOptions, Shutdown,
     Skipped, StageError, StageHealth, Summary, Verdict,
 };
 use metrics::{Counter, Gauge, Histogram};
@@ -56,6 +56,7 @@ pub(crate) struct Stage {
     max_attempts: u32,
     retry: RetryPolicy,
     dead_letters: Option<Arc<dyn DeadLetters>>,
+    flush: Option<FlushRequest>,
     shutdown: Shutdown,
     received: AtomicU64,
     fates: [AtomicU64; Fate::COUNT],
@@ -74,6 +75,7 @@ impl Stage {
             max_attempts: options.max_attempts,
             retry: options.retry,
             dead_letters: options.dead_letters,
+            flush: options.flush,
             shutdown,
             received: AtomicU64::new(0),
             fates: Default::default(),
@@ -88,6 +90,10 @@ impl Stage {
 
     pub(crate) fn workers(&self) -> usize {
         self.workers
+    }
+
+    pub(crate) fn flush(&self) -> Option<&FlushRequest> {
+        self.flush.as_ref()
     }
 
     pub(crate) fn retry(&self) -> &RetryPolicy {

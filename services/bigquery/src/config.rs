@@ -1,6 +1,6 @@
 //! The `bigquery` section of the configuration: the warehouse.
 
-use bqstore::Column;
+use bqstore::ColumnConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service_kit::config::{ByteSize, Duration};
@@ -13,7 +13,7 @@ pub struct WarehouseConfig {
     pub table: String,
     /// The columns and where each value stands. The first one holds the message id. A column added here is added to
     /// the existing table.
-    pub columns: Vec<Column>,
+    pub columns: Vec<ColumnConfig>,
     /// Rows written together.
     pub batch: BatchConfig,
     /// Most messages taken from the bus and not yet stored.

@@ -14,8 +14,8 @@ pub struct EnrichmentConfig {
     pub park: ParkConfig,
     /// The in-memory cache in front of the registry.
     pub cache: CacheConfig,
-    /// Where the look-up key stands, tried in order.
-    pub keys: Vec<KeySource>,
+    /// Where the look-up key stands, tried in order: `attribute:<name>` or `enrichment:<name>`.
+    pub keys: Vec<String>,
     /// Under which names the device's fields are added.
     pub fields: FieldNames,
     /// Most messages taken from the bus and not yet published.
@@ -34,12 +34,9 @@ impl Default for EnrichmentConfig {
             unknown_device: UnknownDevicePolicy::default(),
             park: ParkConfig::default(),
             cache: CacheConfig::default(),
-            keys: vec![
-                KeySource::Attribute("device_id".to_owned()),
-                KeySource::Enrichment("DeviceID".to_owned()),
-                KeySource::Attribute("deviceID".to_owned()),
-                KeySource::Attribute("uid".to_owned()),
-            ],
+            keys: ["enrichment:DeviceID", "attribute:device_id", "attribute:deviceID", "attribute:uid"]
+                .map(str::to_owned)
+                .to_vec(),
             fields: FieldNames::default(),
             max_in_flight: 10_000,
             max_in_flight_bytes: ByteSize::from_mib(16),
@@ -97,16 +94,6 @@ impl Default for CacheConfig {
     }
 }
 
-/// Where a look-up key may stand.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum KeySource {
-    /// A message attribute.
-    Attribute(String),
-    /// A field of the enrichment data.
-    Enrichment(String),
-}
-
 /// Under which names a device's fields are added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -114,6 +101,6 @@ pub enum FieldNames {
     /// As in the registry: `client_id`, `location_id`, `category` and the further columns.
     #[default]
     Registry,
-    /// `name`, `location`, `serviceTag` and `DeviceID`, for readers that know these.
+    /// `name`, `location` and `serviceTag` for these three, for readers that know those names.
     NameLocationServiceTag,
 }

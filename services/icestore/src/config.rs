@@ -1,5 +1,6 @@
 //! The `icestore` section of the configuration: the archive.
 
+use icestore::{Compression, LineForm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service_kit::config::{ByteSize, Duration};
@@ -11,9 +12,10 @@ pub struct ArchiveConfig {
     /// Form of a line.
     pub line: LineForm,
     /// How objects are compressed.
-    pub compression: CompressionKind,
-    /// Where the location of a message stands, tried in order; empty means objects by day alone.
-    pub location: Vec<LocationSource>,
+    pub compression: Compression,
+    /// Where the location of a message stands, tried in order: `enrichment:<name>`, `attribute:<name>`, or a JSON
+    /// Pointer into the payload. Empty means objects by day alone.
+    pub location: Vec<String>,
     /// When a group of lines with one key becomes an object.
     pub batch: ArchiveBatchConfig,
     /// Most bytes of messages held in memory over all groups; beyond it the oldest group becomes an object.
@@ -28,12 +30,8 @@ impl Default for ArchiveConfig {
     fn default() -> Self {
         Self {
             line: LineForm::default(),
-            compression: CompressionKind::default(),
-            location: vec![
-                LocationSource::Enrichment("location_id".to_owned()),
-                LocationSource::Enrichment("location".to_owned()),
-                LocationSource::Attribute("location".to_owned()),
-            ],
+            compression: Compression::default(),
+            location: icestore::default_locations(),
             batch: ArchiveBatchConfig::default(),
             memory: ByteSize::from_mib(48),
             max_in_flight: 200_000,
@@ -59,39 +57,4 @@ impl Default for ArchiveBatchConfig {
     fn default() -> Self {
         Self { count: 10_000, bytes: ByteSize::from_mib(8), age: Duration::from_secs(60) }
     }
-}
-
-/// Form of an archive line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum LineForm {
-    /// `{"id","key","receivedAt","attributes","enrichment","payload"}`; a payload that is not one JSON document stands
-    /// as `payload_base64`.
-    #[default]
-    Json,
-    /// `{"id","batchKey","originalPubSubPayload","archivedAt"}` with the payload in base64.
-    Base64,
-}
-
-/// How objects are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum CompressionKind {
-    /// gzip, level 6: every tool reads it.
-    #[default]
-    Gzip,
-    /// Zstandard, level 3: smaller, at half the CPU.
-    Zstd,
-}
-
-/// Where a location may stand.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LocationSource {
-    /// A field of the enrichment data.
-    Enrichment(String),
-    /// A message attribute.
-    Attribute(String),
-    /// A JSON Pointer into the payload.
-    Payload(String),
 }

@@ -1,5 +1,6 @@
 //! The `ingestion` section of the configuration.
 
+use mqttconverter::broker::{Protocol, Subscription};
 use mqttconverter::routing::{DeviceIdRule, MessageIdRule, Route};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,7 +39,7 @@ impl Default for IngestionConfig {
         Self {
             mqtt: EndpointConfig::default(),
             broker: None,
-            routes: vec![Route::default()],
+            routes: mqttconverter::routing::default_routes(),
             device_id: DeviceIdRule::default(),
             message_id: None,
             min_payload: ByteSize::from_bytes(0),
@@ -126,10 +127,10 @@ pub struct BrokerConfig {
     pub url: String,
     /// What to subscribe to; `$share/GROUP/FILTER` shares the messages with other replicas.
     #[serde(default = "BrokerConfig::default_topics")]
-    pub topics: Vec<SubscriptionConfig>,
+    pub topics: Vec<Subscription>,
     /// MQTT version to speak.
     #[serde(default)]
-    pub version: ProtocolVersion,
+    pub version: Protocol,
     /// Fixed client id; the broker keeps the session under it. Each replica needs one of its own.
     #[serde(default = "BrokerConfig::default_client_id")]
     pub client_id: String,
@@ -169,8 +170,8 @@ pub struct BrokerConfig {
 }
 
 impl BrokerConfig {
-    fn default_topics() -> Vec<SubscriptionConfig> {
-        vec![SubscriptionConfig { filter: "#".to_owned(), qos: 1 }]
+    fn default_topics() -> Vec<Subscription> {
+        vec![Subscription { filter: "#".to_owned(), qos: 1 }]
     }
     fn default_client_id() -> String {
         "millstream-ingestion".to_owned()
@@ -196,36 +197,6 @@ impl BrokerConfig {
     fn default_reconnect_max() -> Duration {
         Duration::from_secs(120)
     }
-}
-
-/// One subscription at the broker.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SubscriptionConfig {
-    /// MQTT topic filter.
-    pub filter: String,
-    /// Quality of service asked for.
-    #[serde(default = "SubscriptionConfig::default_qos")]
-    #[schemars(range(min = 0, max = 1))]
-    pub qos: u8,
-}
-
-impl SubscriptionConfig {
-    fn default_qos() -> u8 {
-        1
-    }
-}
-
-/// MQTT version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-pub enum ProtocolVersion {
-    /// MQTT 5.
-    #[default]
-    #[serde(rename = "5")]
-    V5,
-    /// MQTT 3.1.1.
-    #[serde(rename = "3.1.1")]
-    V311,
 }
 
 /// TLS towards the broker.

@@ -48,8 +48,8 @@ fn a_column_added_to_the_configuration_is_added_to_the_existing_warehouse() {
     let file = small_recording(folder.path(), "small.ndjson", 10, 1);
     let feed = [&up_with(&["--until-drained", "--feed"])[..], &[file.to_str().unwrap()]].concat();
     assert_eq!(run(folder.path(), &feed).status.code(), Some(0));
-    let columns = "bigquery:\n  columns:\n    - {name: message_id, field: id}\n    - {name: payload, field: payload}\n    \
-                   - {name: note, type: string, pointer: /note}\n";
+    let columns = "bigquery:\n  columns:\n    - {name: message_id, source: id}\n    - {name: payload, source: payload}\n    \
+                   - {name: note, type: string, source: /note}\n";
     std::fs::write(folder.path().join("millstream.yaml"), columns).unwrap();
     let output = run(folder.path(), &feed);
     assert_eq!(output.status.code(), Some(0), "{:?}", texts(&output));

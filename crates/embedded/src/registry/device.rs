@@ -12,7 +12,7 @@ const LONGEST_TEXT: usize = 1_024;
 const LONGEST_EXTRA: usize = 16 * 1024;
 
 /// What the registry knows about a device.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Device {
     /// Its id, as messages carry it.
     pub device_id: String,
@@ -23,6 +23,7 @@ pub struct Device {
     /// What kind it is.
     pub category: Option<String>,
     /// Further columns.
+    #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
 }
 

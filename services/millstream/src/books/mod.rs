@@ -1,0 +1,9 @@
+//! The books: what came in and what became of it, proved from the stored data alone.
+
+mod reconcile;
+mod report;
+mod stores;
+
+pub use reconcile::Unaccounted;
+pub use report::Report;
+pub use stores::Books;

@@ -1,0 +1,157 @@
+//! The report: what `books --json` prints and `up --report` writes.
+
+use super::reconcile::Unaccounted;
+use serde::Serialize;
+
+/// Everything that came in and what became of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Whether every id has one final outcome in every destination. What is pending keeps it true only while the
+    /// system runs.
+    pub balanced: bool,
+    /// The topics, `raw` first.
+    pub topics: Vec<TopicLine>,
+    /// The stages in the order of the path.
+    pub stages: Vec<StageLine>,
+    /// The warehouse.
+    pub warehouse: WarehouseLine,
+    /// The archive.
+    pub archive: ArchiveLine,
+    /// Dead letters by stage and reason.
+    pub dead_letters: Vec<DeadLetterLine>,
+    /// Messages still on their way, by where they are.
+    pub pending: Vec<PendingLine>,
+    /// Ids without a final outcome; at most 100,000 are named.
+    pub unaccounted: Vec<Unaccounted>,
+    /// How many ids are unaccounted for, named or not.
+    pub unaccounted_count: u64,
+}
+
+/// One topic.
+#[derive(Debug, Clone, Serialize)]
+pub struct TopicLine {
+    /// Its name.
+    pub name: String,
+    /// Distinct messages published.
+    pub published: u64,
+    /// Digest over their ids: count and sum of fingerprints.
+    pub digest: String,
+}
+
+/// One stage.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageLine {
+    /// Its name.
+    pub name: String,
+    /// Messages that reached it.
+    #[serde(rename = "in")]
+    pub input: u64,
+    /// Messages it handed on or stored.
+    pub out: u64,
+    /// Messages a rule ended there.
+    pub skipped: u64,
+    /// Messages it gave up on.
+    pub dead_lettered: u64,
+    /// Deliveries beyond the first, as far as they are recorded.
+    pub redelivered: u64,
+}
+
+/// The warehouse.
+#[derive(Debug, Clone, Serialize)]
+pub struct WarehouseLine {
+    /// Its file.
+    pub path: String,
+    /// Its table.
+    pub table: String,
+    /// Rows, one per message id.
+    pub rows: u64,
+    /// Digest over their ids.
+    pub digest: String,
+}
+
+/// The archive.
+#[derive(Debug, Clone, Serialize)]
+pub struct ArchiveLine {
+    /// Its folder.
+    pub path: String,
+    /// Finished objects.
+    pub objects: u64,
+    /// Lines in them, one per message id.
+    pub lines: u64,
+    /// Digest over their ids.
+    pub digest: String,
+}
+
+/// Dead letters of one stage with one reason.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeadLetterLine {
+    /// The stage that gave up.
+    pub stage: String,
+    /// Its reason.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Messages that are still on their way.
+#[derive(Debug, Clone, Serialize)]
+pub struct PendingLine {
+    /// Where: `subscription enrichment`, `parked`.
+    pub place: String,
+    /// How many.
+    pub count: u64,
+}
+
+impl Report {
+    /// Messages still on their way, parked ones included.
+    #[must_use]
+    pub fn pending_count(&self) -> u64 {
+        self.pending.iter().map(|line| line.count).sum()
+    }
+
+    /// The report for people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |parts: &[&str]| {
+            text.push_str(parts.concat().trim_end());
+            text.push('\n');
+        };
+        for topic in &self.topics {
+            line(&[&format!("topic      {:<12}{:>12} messages   {}", topic.name, topic.published, topic.digest)]);
+        }
+        let warehouse = &self.warehouse;
+        line(&[&format!("warehouse  {:<12}{:>12} rows       {}", warehouse.table, warehouse.rows, warehouse.digest)]);
+        let archive = &self.archive;
+        let objects = format!("{} objects", archive.objects);
+        line(&[&format!("archive    {objects:<12}{:>12} lines      {}", archive.lines, archive.digest)]);
+        for letters in &self.dead_letters {
+            line(&[&format!("dead       {:<12}{:>12} {}", letters.stage, letters.count, letters.reason)]);
+        }
+        for pending in self.pending.iter().filter(|pending| pending.count > 0) {
+            line(&[&format!("pending    {:<24}{:>12}", pending.place, pending.count)]);
+        }
+        for lost in self.unaccounted.iter().take(20) {
+            line(&["MISSING    ", &lost.message_id, " from ", &lost.missing_from.join(", "), "; last seen: ", &lost.last_seen]);
+        }
+        if self.unaccounted_count > 20 {
+            line(&[&format!("MISSING    … {} in all; --json names them", self.unaccounted_count)]);
+        }
+        line(&[&self.verdict()]);
+        text
+    }
+
+    /// The last line: what it means.
+    #[must_use]
+    pub fn verdict(&self) -> String {
+        match (self.balanced, self.unaccounted_count, self.pending_count()) {
+            (true, _, 0) => "The books balance: every message that came in is accounted for.".to_owned(),
+            (true, _, pending) => format!("The books balance; {pending} messages are still on their way."),
+            (false, 0, pending) => format!(
+                "{pending} messages are still on their way, and nothing is running: `millstream up --until-drained` \
+                 finishes them."
+            ),
+            (false, lost, _) => format!("The books do NOT balance: {lost} messages are unaccounted for."),
+        }
+    }
+}

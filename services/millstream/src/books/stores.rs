@@ -1,0 +1,196 @@
+//! Reading the stores for the books.
+
+use super::reconcile::{Reconciled, Set, Source, Unaccounted, reconcile};
+use super::report::{ArchiveLine, DeadLetterLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine};
+use crate::check::{ENRICHED, RAW};
+use embedded::Error;
+use embedded::archive::{ArchiveReader, ObjectEntry};
+use embedded::bus::BusReader;
+use embedded::folder::DataFolder;
+use embedded::warehouse::WarehouseReader;
+use messagepipeline::MessageId;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// The stages in the order of the path, with the set their endings belong to.
+const STAGES: [(&str, Set); 4] = [
+    (ingestion_service::STAGE, Set::EndedIngestion),
+    (enrichment_service::STAGE, Set::EndedEnrichment),
+    (bigquery_service::STAGE, Set::EndedWarehouse),
+    (icestore_service::STAGE, Set::EndedArchive),
+];
+/// The subscriptions, with the set of what they have not settled.
+const SUBSCRIPTIONS: [(&str, &str, Set); 3] = [
+    (RAW, enrichment_service::STAGE, Set::PendingEnrichment),
+    (ENRICHED, bigquery_service::STAGE, Set::PendingWarehouse),
+    (ENRICHED, icestore_service::STAGE, Set::PendingArchive),
+];
+/// Looks at a running system until an id counts as missing. The stores are read one after the other, and a message
+/// that moves on meanwhile seems to be nowhere; it cannot seem so every time.
+const LOOKS: u32 = 4;
+/// Time between two looks; far longer than a message is between two stores.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The stores of a data folder, open for reading.
+pub struct Books<'f> {
+    folder: &'f DataFolder,
+    table: String,
+    bus: BusReader,
+    warehouse: WarehouseReader,
+    archive: ArchiveReader,
+}
+
+type Ids<'a> = Box<dyn Iterator<Item = Result<MessageId, Error>> + 'a>;
+
+impl<'f> Books<'f> {
+    /// Opens the stores of `folder`. Nothing is written, and a running system is not disturbed.
+    ///
+    /// # Errors
+    /// When a store is missing or cannot be read.
+    pub fn open(folder: &'f DataFolder, table: &str) -> Result<Self, Error> {
+        Ok(Self {
+            folder,
+            table: table.to_owned(),
+            bus: BusReader::open(folder.bus())?,
+            warehouse: WarehouseReader::open(&folder.warehouse(), table)?,
+            archive: ArchiveReader::open(&folder.archive_index(), &folder.archive(), &folder.archive_tmp())?,
+        })
+    }
+
+    /// Compares all stores. While the system runs (`running`), what is on its way keeps the books balanced.
+    ///
+    /// # Errors
+    /// When a store cannot be read.
+    pub fn report(&self, running: bool) -> Result<Report, Error> {
+        let (mut found, mut damaged) = self.look()?;
+        for _ in 1..LOOKS {
+            if !running || found.unaccounted_count == 0 {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+            let missing = found.unaccounted;
+            (found, damaged) = self.look()?;
+            found.unaccounted = still_missing(&missing, found.unaccounted);
+            found.unaccounted_count = found.unaccounted.len() as u64;
+        }
+        self.write(found, &damaged, running)
+    }
+
+    /// Reads every archive object again; answers what is wrong with them, for people.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn verify_archive(&self) -> Result<Vec<String>, Error> {
+        Ok(self.archive.verify()?.problems)
+    }
+
+    fn look(&self) -> Result<(Reconciled, Vec<ObjectEntry>), Error> {
+        let damaged = self.archive.damaged()?;
+        let mut sources: Vec<Source<'_, Error>> = Vec::new();
+        for (topic, subscription, set) in SUBSCRIPTIONS {
+            if let Some(ids) = self.unsettled(topic, subscription)? {
+                sources.push(Source { set, ids });
+            }
+        }
+        sources.push(Source { set: Set::Parked, ids: Box::new(self.bus.parked_ids()) });
+        for (stage, set) in STAGES {
+            sources.push(Source { set, ids: Box::new(self.bus.dead_letter_ids(stage, "dead")) });
+            sources.push(Source { set, ids: Box::new(self.bus.dead_letter_ids(stage, "dropped")) });
+            sources.push(Source { set, ids: Box::new(self.bus.skipped_ids(stage)) });
+        }
+        sources.push(Source { set: Set::Raw, ids: self.published(RAW)? });
+        sources.push(Source { set: Set::Enriched, ids: self.published(ENRICHED)? });
+        sources.push(Source { set: Set::Warehouse, ids: Box::new(self.warehouse.ids()) });
+        sources.push(Source { set: Set::Archive, ids: Box::new(self.archive.ids(&damaged)) });
+        Ok((reconcile(sources)?, damaged))
+    }
+
+    fn published(&self, topic: &str) -> Result<Ids<'_>, Error> {
+        let exists = self.bus.topics()?.iter().any(|found| found.name == topic);
+        Ok(if exists { Box::new(self.bus.ids_of(topic)?) } else { Box::new(std::iter::empty()) })
+    }
+
+    fn unsettled(&self, topic: &str, subscription: &str) -> Result<Option<Ids<'_>>, Error> {
+        let known = self.bus.subscriptions()?;
+        if !known.iter().any(|found| found.topic == topic && found.name == subscription) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(self.bus.unsettled_ids(topic, subscription)?)))
+    }
+
+    fn write(&self, found: Reconciled, damaged: &[ObjectEntry], running: bool) -> Result<Report, Error> {
+        let pending = [
+            ("subscription enrichment", found.digest(Set::PendingEnrichment).count),
+            ("subscription bigquery", found.digest(Set::PendingWarehouse).count),
+            ("subscription icestore", found.digest(Set::PendingArchive).count),
+            ("parked", found.digest(Set::Parked).count),
+        ]
+        .map(|(place, count)| PendingLine { place: place.to_owned(), count });
+        let unfinished: u64 = pending.iter().filter(|line| line.place != "parked").map(|line| line.count).sum();
+        let summary = self.archive.summary()?;
+        let lines = found.digest(Set::Archive);
+        let rows = found.digest(Set::Warehouse);
+        Ok(Report {
+            balanced: found.unaccounted_count == 0 && (running || unfinished == 0),
+            topics: self.topics(&found),
+            stages: self.stages(&found)?,
+            warehouse: WarehouseLine {
+                path: self.folder.warehouse().display().to_string(),
+                table: self.table.clone(),
+                rows: rows.count,
+                digest: rows.to_string(),
+            },
+            archive: ArchiveLine {
+                path: self.folder.archive().display().to_string(),
+                objects: summary.objects - damaged.len() as u64,
+                lines: lines.count,
+                digest: lines.to_string(),
+            },
+            dead_letters: self.dead_letters()?,
+            pending: pending.to_vec(),
+            unaccounted: found.unaccounted,
+            unaccounted_count: found.unaccounted_count,
+        })
+    }
+
+    fn topics(&self, found: &Reconciled) -> Vec<TopicLine> {
+        let line = |name: &str, set| {
+            let digest = found.digest(set);
+            TopicLine { name: name.to_owned(), published: digest.count, digest: digest.to_string() }
+        };
+        vec![line(RAW, Set::Raw), line(ENRICHED, Set::Enriched)]
+    }
+
+    fn stages(&self, found: &Reconciled) -> Result<Vec<StageLine>, Error> {
+        let letters = self.dead_letters()?;
+        let skips = self.bus.skip_counts()?;
+        let topics = self.bus.topics()?;
+        let again = |topic: &str| topics.iter().find(|found| found.name == topic).map_or(0, |found| found.duplicates);
+        let count = |set| found.digest(set).count;
+        let line = |name: &str, input: Option<u64>, out: u64, redelivered: u64| {
+            let dead_lettered = letters.iter().filter(|line| line.stage == name).map(|line| line.count).sum::<u64>();
+            let skipped = skips.iter().filter(|(stage, ..)| stage == name).map(|(.., count)| count).sum::<u64>();
+            let input = input.unwrap_or(out + dead_lettered + skipped);
+            StageLine { name: name.to_owned(), input, out, skipped, dead_lettered, redelivered }
+        };
+        let (raw, enriched) = (count(Set::Raw), count(Set::Enriched));
+        let settled = |published: u64, pending: Set| Some(published.saturating_sub(count(pending)));
+        Ok(vec![
+            line(ingestion_service::STAGE, None, raw, again(RAW)),
+            line(enrichment_service::STAGE, settled(raw, Set::PendingEnrichment), enriched, again(ENRICHED)),
+            line(bigquery_service::STAGE, settled(enriched, Set::PendingWarehouse), count(Set::Warehouse), 0),
+            line(icestore_service::STAGE, settled(enriched, Set::PendingArchive), count(Set::Archive), 0),
+        ])
+    }
+
+    fn dead_letters(&self) -> Result<Vec<DeadLetterLine>, Error> {
+        let counts = self.bus.dead_letter_counts()?.into_iter().filter(|count| count.state != "retried");
+        Ok(counts.map(|count| DeadLetterLine { stage: count.stage, reason: count.reason, count: count.count }).collect())
+    }
+}
+
+/// Ids that were missing at both looks.
+fn still_missing(before: &[Unaccounted], now: Vec<Unaccounted>) -> Vec<Unaccounted> {
+    let before: HashSet<&str> = before.iter().map(|lost| lost.message_id.as_str()).collect();
+    now.into_iter().filter(|lost| before.contains(lost.message_id.as_str())).collect()
+}

@@ -1,0 +1,144 @@
+//! What the types alone cannot tell: whether the settings work, by themselves and together.
+
+use crate::config::Config;
+use mqttconverter::routing::Mistake;
+use service_kit::config::{Check, ConfigErrors, Loaded, Problem};
+
+/// Topics of the path.
+pub const RAW: &str = "raw";
+/// See [`RAW`].
+pub const ENRICHED: &str = "enriched";
+
+/// The services' checked sections.
+pub struct Plans {
+    /// MQTT in.
+    pub ingestion: ingestion_service::Plan,
+    /// Device data added.
+    pub enrichment: enrichment_service::Plan,
+    /// The warehouse.
+    pub warehouse: bigquery_service::Plan,
+    /// The archive.
+    pub archive: icestore_service::Plan,
+}
+
+/// Checks everything and opens nothing. Answers the checked sections and the warnings.
+///
+/// # Errors
+/// Every mistake with its place.
+pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErrors> {
+    let config = &loaded.value;
+    let mut check = loaded.check();
+    let ingestion = collect(&mut check, "/ingestion", ingestion_service::Plan::new(&config.ingestion, &[RAW]));
+    let enrichment = collect(&mut check, "/enrichment", enrichment_service::Plan::new(&config.enrichment));
+    let warehouse = collect(&mut check, "/bigquery", bigquery_service::Plan::new(&config.bigquery));
+    let archive = collect(&mut check, "/icestore", icestore_service::Plan::new(&config.icestore));
+    if let Some(plan) = &ingestion {
+        for warning in plan.warnings() {
+            check.section("/ingestion", |check| check.warn(&pointer(&warning.path), &warning.message));
+        }
+    }
+    combinations(config, &mut check);
+    match (ingestion, enrichment, warehouse, archive) {
+        (Some(ingestion), Some(enrichment), Some(warehouse), Some(archive)) => {
+            let warnings = check.finish()?;
+            Ok((Plans { ingestion, enrichment, warehouse, archive }, warnings))
+        }
+        _ => Err(check.finish().err().unwrap_or_else(no_plan_means_a_mistake)),
+    }
+}
+
+#[expect(clippy::unreachable, reason = "a plan is missing only together with a mistake that was collected")]
+fn no_plan_means_a_mistake() -> ConfigErrors {
+    unreachable!("a section was refused without a mistake")
+}
+
+/// A mistake as the sections give it: a path below the section, and a sentence.
+trait Described {
+    fn parts(&self) -> (&str, &str);
+}
+
+impl Described for Mistake {
+    fn parts(&self) -> (&str, &str) {
+        (&self.path, &self.message)
+    }
+}
+
+impl Described for (String, String) {
+    fn parts(&self) -> (&str, &str) {
+        (&self.0, &self.1)
+    }
+}
+
+fn collect<T, M: Described>(check: &mut Check, section: &str, plan: Result<T, Vec<M>>) -> Option<T> {
+    match plan {
+        Ok(plan) => Some(plan),
+        Err(mistakes) => {
+            check.section(section, |check| {
+                for mistake in &mistakes {
+                    let (path, message) = mistake.parts();
+                    check.error(&pointer(path), message);
+                }
+            });
+            None
+        }
+    }
+}
+
+/// `routes[0].filter` as a JSON Pointer.
+fn pointer(path: &str) -> String {
+    if path.is_empty() {
+        return String::new();
+    }
+    format!("/{}", path.replace('[', "/").replace(']', "").replace('.', "/").replace("//", "/"))
+}
+
+/// Windows, batches, ages and deadlines that work against each other.
+fn combinations(config: &Config, check: &mut Check) {
+    let archive = &config.icestore;
+    if archive.batch.bytes.bytes() > archive.memory.bytes() {
+        check.warn("/icestore/batch/bytes", "is larger than icestore.memory, which therefore ends objects first");
+    }
+    if u64::from(archive.batch.count) > u64::from(archive.max_in_flight) {
+        check.warn("/icestore/batch/count", "is more than icestore.max_in_flight lets in; objects end at their age");
+    }
+    if archive.batch.age.get() * 2 > config.bus.lease.get() {
+        check.warn(
+            "/icestore/batch/age",
+            "is more than half of bus.lease: messages may be delivered again while they wait for their object",
+        );
+    }
+    let warehouse = &config.bigquery;
+    if u64::from(warehouse.batch.count) > u64::from(warehouse.max_in_flight) {
+        check.warn("/bigquery/batch/count", "is more than bigquery.max_in_flight lets in; batches end at their age");
+    }
+    if warehouse.batch.age.get() * 2 > config.bus.lease.get() {
+        check.warn("/bigquery/batch/age", "is more than half of bus.lease: messages may be delivered again");
+    }
+    if config.shutdown.drain.get() < std::time::Duration::from_secs(2) {
+        check.warn("/shutdown/drain", "leaves little time to finish; what is not finished is done at the next start");
+    }
+    if config.enrichment.cache.negative_age > config.enrichment.cache.max_age {
+        check.warn("/enrichment/cache/negative_age", "is longer than cache.max_age; new devices are noticed late");
+    }
+    if config.ingestion.broker.is_none() && u32::from(config.ingestion.mqtt.receive_maximum) > config.ingestion.max_in_flight {
+        check.warn(
+            "/ingestion/mqtt/receive_maximum",
+            "is more than ingestion.max_in_flight: a single device can fill the whole window",
+        );
+    }
+    if !config.http.listen.ip().is_loopback() {
+        check.warn("/http/listen", "is reachable from outside; metrics and readiness are shown to anybody who asks");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistakes_path_becomes_the_pointer_of_its_place() {
+        assert_eq!(pointer("routes[0].filter"), "/routes/0/filter");
+        assert_eq!(pointer("mqtt.users[12].publish[3]"), "/mqtt/users/12/publish/3");
+        assert_eq!(pointer(""), "");
+    }
+}

@@ -1,0 +1,224 @@
+//! `millstream up`.
+
+use super::feed::{playlist, say_problems, summary, verbosity};
+use crate::books::{Books, Report};
+use crate::check::{Plans, check};
+use crate::cli::{Common, UpArgs};
+use crate::config::{self, Config};
+use crate::feed::{BrokerAddress, FeedOptions, Playlist};
+use crate::output::{Failure, print, say};
+use crate::progress::Progress;
+use crate::system::{Stores, System, drained};
+use embedded::folder::DataFolder;
+use messagepipeline::{Health, Shutdown};
+use service_kit::config::Override;
+use service_kit::telemetry::{self, Metrics};
+use service_kit::{Exit, Outcome, Signals, Tasks, admin};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How often readiness is looked at until it is said.
+const LOOK: Duration = Duration::from_millis(10);
+
+pub(super) fn overrides(arguments: &UpArgs) -> Vec<Override> {
+    let mut overrides = Vec::new();
+    if let Some(address) = arguments.mqtt_listen {
+        overrides.push(Override::new("/ingestion/mqtt/listen", address.to_string(), "--mqtt-listen"));
+    }
+    if let Some(address) = arguments.http_listen {
+        overrides.push(Override::new("/http/listen", address.to_string(), "--http-listen"));
+    }
+    overrides
+}
+
+pub(super) fn run(common: &Common, arguments: &UpArgs) -> Result<Exit, Failure> {
+    let loaded = config::read(common, overrides(arguments))?;
+    let (plans, warnings) = check(&loaded)?;
+    let config = loaded.value;
+    let playlist = match arguments.feed.is_empty() {
+        true => None,
+        false => Some(own_playlist(&config, arguments)?),
+    };
+    let metrics = telemetry::init(&config.log, verbosity(common)).map_err(Failure::failed)?;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    telemetry::record_build("millstream", env!("CARGO_PKG_VERSION"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let work = Work { quiet: common.quiet, until_drained: arguments.until_drained, playlist, qos: arguments.play.qos,
+        connections: arguments.play.connections };
+    let (exit, report) = runtime.block_on(up(&config, plans, metrics, work))?;
+    finish(arguments, exit, &report)
+}
+
+/// Recordings for the endpoint of this process.
+fn own_playlist(config: &Config, arguments: &UpArgs) -> Result<Playlist, Failure> {
+    let ingestion = &config.ingestion;
+    if ingestion.broker.is_some() {
+        return Err(Failure::usage(
+            "--feed plays into the endpoint of this process, and ingestion.broker takes its place; play with \
+             `millstream feed --broker URL` from a second terminal",
+        ));
+    }
+    if ingestion.mqtt.tls.is_some() || !ingestion.mqtt.users.is_empty() {
+        return Err(Failure::usage(
+            "--feed has no user and no certificate for the endpoint that ingestion.mqtt protects; play with \
+             `millstream feed --user NAME …` from a second terminal",
+        ));
+    }
+    playlist(&arguments.feed, &arguments.play)
+}
+
+/// What to do beside running.
+struct Work {
+    quiet: bool,
+    until_drained: bool,
+    playlist: Option<Playlist>,
+    qos: u8,
+    connections: u16,
+}
+
+/// Runs everything to its end. Answers how it ended and the books after it.
+async fn up(config: &Config, plans: Plans, metrics: Metrics, work: Work) -> Result<(Exit, Report), Failure> {
+    let folder = DataFolder::open(&config.data)?;
+    let (health, shutdown) = (Health::new(), Shutdown::new());
+    let signals = Signals::os()?;
+    let routes = admin::router(health.clone(), shutdown.clone(), metrics.clone());
+    let admin = admin::serve(config.http.listen, routes).await.map_err(Failure::failed)?;
+    let system = System::open(config, plans, &folder, &health).await.map_err(Failure::failed)?;
+    let mqtt = system.mqtt;
+    let mut tasks = Tasks::new(shutdown.clone());
+    let stores = system.spawn(&mut tasks, &shutdown);
+    let _upkeep = metrics.start_upkeep();
+    introduce(config, mqtt, admin.local_addr())?;
+    tasks.spawn("readiness", say_when_ready(health.clone(), shutdown.clone()));
+    let complete = Arc::new(AtomicBool::new(true));
+    spawn_work(&mut tasks, work, mqtt, &stores, &health, &shutdown, &complete);
+
+    let outcome = tasks.run(signals, config.shutdown.drain.get()).await;
+
+    admin.stop().await;
+    let closed = stores.close().await;
+    let report = Books::open(&folder, &config.bigquery.table)?.report(false)?;
+    drop(folder);
+    let ended = say_outcome(&outcome, closed, complete.load(Ordering::SeqCst));
+    Ok((ended, report))
+}
+
+fn introduce(config: &Config, mqtt: Option<SocketAddr>, http: SocketAddr) -> Result<(), Failure> {
+    let from = match (mqtt, &config.ingestion.broker) {
+        (Some(address), _) => format!("mqtt  {address}"),
+        (None, broker) => format!("from  {}", broker.as_ref().map_or("", |broker| broker.url.as_str())),
+    };
+    print(&format!("{from}\nhttp  http://{http}\ndata  {}\n", config.data.display()))?;
+    Ok(())
+}
+
+async fn say_when_ready(health: Health, shutdown: Shutdown) -> std::io::Result<()> {
+    while !health.is_ready() {
+        tokio::select! {
+            () = shutdown.begun() => return Ok(()),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    print("ready\n")
+}
+
+/// Starts the feed and the wait for the drain, as far as they were asked for.
+fn spawn_work(
+    tasks: &mut Tasks,
+    work: Work,
+    mqtt: Option<SocketAddr>,
+    stores: &Stores,
+    health: &Health,
+    shutdown: &Shutdown,
+    complete: &Arc<AtomicBool>,
+) {
+    if work.playlist.is_none() && !work.until_drained {
+        return;
+    }
+    let (stores, health, shutdown, complete) =
+        (stores.clone(), health.clone(), shutdown.clone(), Arc::clone(complete));
+    tasks.spawn("feed and drain", async move {
+        if let (Some(playlist), Some(mqtt)) = (work.playlist, mqtt) {
+            let options = FeedOptions {
+                qos: work.qos,
+                connections: work.connections,
+                ..FeedOptions::new(reachable(mqtt))
+            };
+            let progress = Progress::new(work.quiet, "messages");
+            let report = super::feed::play(options, playlist, &progress, &shutdown).await;
+            say_problems(&report);
+            say(&format!("fed: {}", summary(&report)));
+            if !report.is_success() {
+                complete.store(false, Ordering::SeqCst);
+            }
+            if work.qos == 0 {
+                settle_unacknowledged(&stores).await;
+            }
+        }
+        if work.until_drained {
+            drained(&stores, &health, &shutdown, |_| ()).await.map_err(|error| error.to_string())?;
+            shutdown.begin();
+        }
+        Ok::<_, String>(())
+    });
+}
+
+/// At QoS 0 nobody says when the endpoint has read the last message: waits until the topics have stood still.
+async fn settle_unacknowledged(stores: &Stores) {
+    const STILL: Duration = Duration::from_millis(500);
+    let mut before = None;
+    loop {
+        let Ok(backlog) = stores.bus.backlog().await else { return };
+        let published = backlog.topics.iter().map(|topic| topic.published.count).sum::<u64>();
+        if before == Some(published) {
+            return;
+        }
+        before = Some(published);
+        tokio::time::sleep(STILL).await;
+    }
+}
+
+/// The address under which this machine reaches what listens on `address`.
+fn reachable(address: SocketAddr) -> BrokerAddress {
+    let host = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    BrokerAddress { host: host.to_string(), port: address.port(), tls: false }
+}
+
+fn say_outcome(outcome: &Outcome, closed: Result<(), String>, complete: bool) -> Exit {
+    for failure in &outcome.failures {
+        say(&format!("millstream: {failure}"));
+    }
+    if let Some(reason) = &outcome.cut_short {
+        say(&format!("millstream: stopped before everything in flight was finished ({reason}); it comes again at the next start"));
+    }
+    if let Err(error) = &closed {
+        say(&format!("millstream: {error}"));
+    }
+    if closed.is_err() || !complete { Exit::Failed } else { outcome.exit() }
+}
+
+fn finish(arguments: &UpArgs, exit: Exit, report: &Report) -> Result<Exit, Failure> {
+    if let Some(path) = &arguments.report {
+        let text = serde_json::to_string_pretty(report).map_err(Failure::failed)?;
+        std::fs::write(path, text + "\n").map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
+    }
+    if arguments.until_drained {
+        print(&report.to_text())?;
+    }
+    if report.unaccounted_count > 0 {
+        say(&report.verdict());
+        return Ok(Exit::Unbalanced);
+    }
+    if exit == Exit::Done && arguments.until_drained && !report.balanced {
+        return Ok(Exit::Failed);
+    }
+    Ok(exit)
+}

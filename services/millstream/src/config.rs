@@ -1,0 +1,112 @@
+//! The configuration: one YAML file, a section per service and the shared ones.
+
+use crate::cli::{Common, LogFormat};
+use bigquery_service::WarehouseConfig;
+use connectors::BusConfig;
+use enrichment_service::EnrichmentConfig;
+use icestore_service::ArchiveConfig;
+use ingestion_service::IngestionConfig;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use service_kit::config::{ConfigErrors, Duration, Loaded, Override, Source, load};
+use service_kit::telemetry::LogSettings;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The file that is read when none is named.
+const DEFAULT_FILE: &str = "millstream.yaml";
+
+/// Millstream's configuration. Everything has a default; the empty file is a working one.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "Millstream")]
+pub struct Config {
+    /// Data folder: bus, warehouse, device registry and archive lie below it.
+    pub data: PathBuf,
+    /// Log lines, on standard error.
+    pub log: LogSettings,
+    /// The admin server: `/healthz`, `/readyz`, `/metrics`.
+    pub http: HttpConfig,
+    /// How the program stops.
+    pub shutdown: ShutdownConfig,
+    /// The bus between the services.
+    pub bus: BusConfig,
+    /// MQTT in.
+    pub ingestion: IngestionConfig,
+    /// Device data added.
+    pub enrichment: EnrichmentConfig,
+    /// The warehouse.
+    pub bigquery: WarehouseConfig,
+    /// The archive.
+    pub icestore: ArchiveConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("millstream-data"),
+            log: LogSettings::default(),
+            http: HttpConfig::default(),
+            shutdown: ShutdownConfig::default(),
+            bus: BusConfig::default(),
+            ingestion: IngestionConfig::default(),
+            enrichment: EnrichmentConfig::default(),
+            bigquery: WarehouseConfig::default(),
+            icestore: ArchiveConfig::default(),
+        }
+    }
+}
+
+/// The admin server.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address to listen on; port 0 picks a free one.
+    pub listen: SocketAddr,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+/// How the program stops.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownConfig {
+    /// Time to finish what is in flight after SIGTERM or Ctrl-C. What is not finished then comes again at the next
+    /// start; nothing is lost.
+    pub drain: Duration,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { drain: Duration::from_secs(25) }
+    }
+}
+
+/// Reads the file, the environment's values in it, and what flags and environment variables override.
+///
+/// # Errors
+/// Every mistake with its place.
+pub fn read(common: &Common, mut overrides: Vec<Override>) -> Result<Loaded<Config>, ConfigErrors> {
+    let source = match &common.config {
+        Some(path) => Source::file(path)?,
+        None if Path::new(DEFAULT_FILE).is_file() => Source::file(DEFAULT_FILE)?,
+        None => Source::none(),
+    };
+    if let Some(data) = &common.data {
+        overrides.push(Override::new("/data", data.to_string_lossy(), "--data"));
+    }
+    if let Some(format) = common.log_format {
+        let word = match format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        overrides.push(Override::new("/log/format", word, "--log-format"));
+    }
+    let environment: HashMap<String, String> = std::env::vars().collect();
+    load(&source, &environment, &overrides)
+}

@@ -1,0 +1,15 @@
+//! The whole path in one process.
+//!
+//! ```text
+//!  endpoint or broker client ─► ingestion ─► raw ─► enrichment ─► enriched ─┬─► bigquery ─► warehouse.db
+//!                                                      │                    └─► icestore ─► archive/
+//!                                                  registry.db
+//! ```
+
+mod drain;
+mod gauges;
+mod open;
+mod tasks;
+
+pub use drain::{DrainError, drained};
+pub use open::{OpenError, Services, Stores, System};

@@ -1,0 +1,205 @@
+//! Opening every store and building every service, in the order in which messages flow back: sinks before sources,
+//! so that nothing is received before all that stands behind it works.
+
+use crate::check::{ENRICHED, Plans, RAW};
+use crate::config::Config;
+use bqstore::RowInserter;
+use connectors::{Bus, ConnectError, Window};
+use embedded::folder::DataFolder;
+use embedded::registry::Registry;
+use icestore::ObjectStore;
+use messagepipeline::{BoxConsumer, Clock, FlushRequest, Health, IdGenerator, SystemClock};
+use mqttconverter::endpoint::EndpointHandle;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Why the system could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A store or the endpoint.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The data folder.
+    #[error(transparent)]
+    Folder(#[from] embedded::Error),
+    /// Parts that do not fit together.
+    #[error("{0}")]
+    Build(String),
+}
+
+/// Everything open, nothing running yet.
+pub struct System {
+    /// Where devices connect; `None` when messages come from a broker.
+    pub mqtt: Option<SocketAddr>,
+    /// The services.
+    pub services: Services,
+    /// The stores.
+    pub stores: Stores,
+}
+
+/// The services and what runs beside them.
+pub struct Services {
+    pub(super) ingestion: ingestion_service::Ingestion,
+    pub(super) endpoint: Option<EndpointHandle>,
+    pub(super) enrichment: enrichment_service::Enrichment,
+    pub(super) background: enrichment_service::Background,
+    pub(super) warehouse: bigquery_service::Warehouse,
+    pub(super) archive: icestore_service::Archive,
+}
+
+/// The open stores.
+#[derive(Clone)]
+pub struct Stores {
+    /// The bus.
+    pub bus: Bus,
+    /// The registry.
+    pub registry: Registry,
+    /// The warehouse.
+    pub warehouse: Arc<dyn RowInserter>,
+    /// The archive.
+    pub archive: Arc<dyn ObjectStore>,
+    /// Asks the sinks to write what they hold now.
+    pub flush: FlushRequest,
+}
+
+impl System {
+    /// Opens the stores of `folder` and builds the services.
+    ///
+    /// # Errors
+    /// When a store, the endpoint or a certificate cannot be used.
+    pub async fn open(config: &Config, plans: Plans, folder: &DataFolder, health: &Health) -> Result<Self, OpenError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let stores = open_stores(config, &plans, folder, health, &clock).await?;
+        let archive = build_archive(config, plans.archive, &stores, health, &clock).await?;
+        let warehouse = build_warehouse(config, plans.warehouse, &stores, health).await?;
+        let (enrichment, background) = build_enrichment(config, plans.enrichment, &stores, health, &clock).await?;
+        let source = open_source(config, health, &clock).await?;
+        let mut publishers = BTreeMap::new();
+        for topic in plans.ingestion.topics() {
+            publishers.insert(topic.clone(), stores.bus.publisher(topic).await?);
+        }
+        let parts = ingestion_service::Parts {
+            consumer: source.consumer,
+            publishers,
+            dead_letters: stores.bus.dead_letters(),
+            health: health.stage(ingestion_service::STAGE),
+        };
+        let ingestion = plans.ingestion.build(parts).map_err(|mistakes| {
+            OpenError::Build(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        })?;
+        let services =
+            Services { ingestion, endpoint: source.endpoint, enrichment, background, warehouse, archive };
+        Ok(Self { mqtt: source.address, services, stores })
+    }
+}
+
+async fn open_stores(
+    config: &Config,
+    plans: &Plans,
+    folder: &DataFolder,
+    health: &Health,
+    clock: &Arc<dyn Clock>,
+) -> Result<Stores, OpenError> {
+    let bus = Bus::open(&config.bus, folder, config.enrichment.park.max_messages, Arc::clone(clock)).await?;
+    Ok(Stores {
+        bus,
+        registry: connectors::registry(folder, config.enrichment.lookup_timeout.get())?,
+        warehouse: connectors::warehouse(folder, plans.warehouse.table(), plans.warehouse.columns())?,
+        archive: connectors::archive(folder, health.stage("archive"))?,
+        flush: FlushRequest::new(),
+    })
+}
+
+async fn build_archive(
+    config: &Config,
+    plan: icestore_service::Plan,
+    stores: &Stores,
+    health: &Health,
+    clock: &Arc<dyn Clock>,
+) -> Result<icestore_service::Archive, OpenError> {
+    let archive = &config.icestore;
+    // Room for the open groups and for the objects that are being made meanwhile.
+    let bytes = archive.memory.as_usize() + 2 * archive.batch.bytes.as_usize();
+    let window = Window { messages: archive.max_in_flight as usize, bytes, max_attempts: archive.max_attempts };
+    let name = icestore_service::STAGE;
+    Ok(plan.build(icestore_service::Parts {
+        consumer: stores.bus.consumer(ENRICHED, name, window).await?,
+        store: Arc::clone(&stores.archive),
+        dead_letters: stores.bus.dead_letters_of(ENRICHED, name, window).await?,
+        clock: Arc::clone(clock),
+        health: health.stage(name),
+        flush: stores.flush.clone(),
+    }))
+}
+
+async fn build_warehouse(
+    config: &Config,
+    plan: bigquery_service::Plan,
+    stores: &Stores,
+    health: &Health,
+) -> Result<bigquery_service::Warehouse, OpenError> {
+    let warehouse = &config.bigquery;
+    let window = Window {
+        messages: warehouse.max_in_flight as usize,
+        bytes: warehouse.max_in_flight_bytes.as_usize(),
+        max_attempts: warehouse.max_attempts,
+    };
+    let name = bigquery_service::STAGE;
+    Ok(plan.build(bigquery_service::Parts {
+        consumer: stores.bus.consumer(ENRICHED, name, window).await?,
+        inserter: Arc::clone(&stores.warehouse),
+        dead_letters: stores.bus.dead_letters_of(ENRICHED, name, window).await?,
+        health: health.stage(name),
+        flush: stores.flush.clone(),
+    }))
+}
+
+async fn build_enrichment(
+    config: &Config,
+    plan: enrichment_service::Plan,
+    stores: &Stores,
+    health: &Health,
+    clock: &Arc<dyn Clock>,
+) -> Result<(enrichment_service::Enrichment, enrichment_service::Background), OpenError> {
+    let enrichment = &config.enrichment;
+    let window = Window {
+        messages: enrichment.max_in_flight as usize,
+        bytes: enrichment.max_in_flight_bytes.as_usize(),
+        max_attempts: enrichment.max_attempts,
+    };
+    let name = enrichment_service::STAGE;
+    let parts = enrichment_service::Parts {
+        consumer: stores.bus.consumer(RAW, name, window).await?,
+        output: stores.bus.publisher(ENRICHED).await?,
+        registry: Arc::new(stores.registry.clone()),
+        changes: stores.registry.changes(),
+        lot: stores.bus.parking_lot(),
+        dead_letters: stores.bus.dead_letters_of(RAW, name, window).await?,
+        clock: Arc::clone(clock),
+        health: health.stage(name),
+    };
+    plan.build(parts).map_err(|error| OpenError::Build(format!("enrichment.cache.size: {error}")))
+}
+
+/// Where device messages come from.
+struct Source {
+    consumer: BoxConsumer,
+    address: Option<SocketAddr>,
+    endpoint: Option<EndpointHandle>,
+}
+
+async fn open_source(config: &Config, health: &Health, clock: &Arc<dyn Clock>) -> Result<Source, OpenError> {
+    let ids = Arc::new(IdGenerator::new(Arc::clone(clock)));
+    let ingestion = &config.ingestion;
+    if let Some(broker) = &ingestion.broker {
+        let options = ingestion_service::broker_options(broker, ingestion);
+        let consumer =
+            connectors::broker(options, ids, Arc::clone(clock), health.stage("broker"), std::process::id().into())?;
+        return Ok(Source { consumer, address: None, endpoint: None });
+    }
+    let options = ingestion_service::endpoint_options(ingestion)
+        .map_err(|mistakes| OpenError::Build(mistakes.iter().map(ToString::to_string).collect()))?;
+    let (consumer, address, handle) = connectors::endpoint(options, ids, Arc::clone(clock)).await?;
+    Ok(Source { consumer, address: Some(address), endpoint: Some(handle) })
+}

@@ -1,0 +1,77 @@
+//! Running the services, and stopping them in good order.
+
+use super::open::{Services, Stores, System};
+use super::gauges;
+use messagepipeline::{ServiceError, Shutdown};
+use mqttconverter::endpoint::EndpointHandle;
+use service_kit::Tasks;
+
+impl System {
+    /// Starts everything as tasks that end when `shutdown` begins. Answers the stores, to be closed when the tasks
+    /// have ended.
+    pub fn spawn(self, tasks: &mut Tasks, shutdown: &Shutdown) -> Stores {
+        let Services { ingestion, endpoint, enrichment, background, warehouse, archive } = self.services;
+        let stores = self.stores;
+        tasks.spawn("bigquery", run(warehouse.run(shutdown.clone())));
+        tasks.spawn("icestore", run(archive.run(shutdown.clone())));
+        tasks.spawn("enrichment", run(enrichment.run(shutdown.clone())));
+        tasks.spawn("enrichment background", quiet(background.run(shutdown.clone())));
+        let (registry, watching) = (stores.registry.clone(), shutdown.clone());
+        tasks.spawn("registry watch", quiet(async move { registry.watch(watching).await }));
+        tasks.spawn("bus gauges", quiet(gauges::keep(stores.bus.clone(), shutdown.clone())));
+        tasks.spawn("ingestion", ingest(ingestion, endpoint, shutdown.clone()));
+        stores
+    }
+}
+
+/// The endpoint ends the service by itself: it stops reading, hands over what it has read, lets the acknowledgements
+/// out and then says that nothing comes any more. A soft signal to the service would cut that short.
+async fn ingest(
+    service: ingestion_service::Ingestion,
+    endpoint: Option<EndpointHandle>,
+    shutdown: Shutdown,
+) -> Result<(), ServiceError> {
+    let Some(endpoint) = endpoint else { return run(service.run(shutdown)).await };
+    let own = Shutdown::new();
+    let signals = async {
+        shutdown.begun().await;
+        endpoint.drain();
+        shutdown.aborted().await;
+        own.abort();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = run(service.run(own.clone())) => result,
+        () = signals => Ok(()),
+    }
+}
+
+async fn run(
+    service: impl Future<Output = Result<messagepipeline::Summary, ServiceError>>,
+) -> Result<(), ServiceError> {
+    service.await.map(drop)
+}
+
+async fn quiet(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+    task.await;
+    Ok(())
+}
+
+impl Stores {
+    /// Stores what is left to store and closes all files.
+    ///
+    /// # Errors
+    /// Every store that could not be closed well, by name.
+    pub async fn close(self) -> Result<(), String> {
+        let mut failed = Vec::new();
+        let mut note = |store: &str, result: Result<(), String>| {
+            if let Err(error) = result {
+                failed.push(format!("{store}: {error}"));
+            }
+        };
+        note("archive", self.archive.close().await.map_err(|error| error.to_string()));
+        note("warehouse", self.warehouse.close().await.map_err(|error| error.to_string()));
+        note("bus", self.bus.close().await.map_err(|error| error.to_string()));
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+    }
+}
