@@ -10,7 +10,7 @@ use serde::Serialize;
 /// What a store says about the ids it lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Set {
+pub(super) enum Set {
     /// Published to topic `raw`.
     Raw,
     /// Published to topic `enriched`.
@@ -41,7 +41,7 @@ const SETS: usize = 12;
 
 /// The sets an id is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Membership(u16);
+pub(super) struct Membership(u16);
 
 impl Membership {
     fn insert(&mut self, set: Set) {
@@ -50,7 +50,7 @@ impl Membership {
 
     /// Whether the id is in `set`.
     #[must_use]
-    pub fn has(self, set: Set) -> bool {
+    fn has(self, set: Set) -> bool {
         self.0 & (1 << set as u8) != 0
     }
 
@@ -117,42 +117,42 @@ pub struct Unaccounted {
 }
 
 /// The ids of one store, in rising order.
-pub struct Source<'a, E> {
+pub(super) struct Source<'a, E> {
     /// What they mean.
-    pub set: Set,
+    pub(super) set: Set,
     /// The ids.
-    pub ids: Box<dyn Iterator<Item = Result<MessageId, E>> + 'a>,
+    pub(super) ids: Box<dyn Iterator<Item = Result<MessageId, E>> + 'a>,
 }
 
 /// What the pass found.
 #[derive(Debug, Default)]
-pub struct Reconciled {
+pub(super) struct Reconciled {
     digests: [Digest; SETS],
     /// Ids without a final outcome.
-    pub unaccounted: Vec<Unaccounted>,
+    pub(super) unaccounted: Vec<Unaccounted>,
     /// How many ids are unaccounted for, also beyond those listed.
-    pub unaccounted_count: u64,
+    pub(super) unaccounted_count: u64,
     /// Ids that are still on their way.
-    pub pending: u64,
+    pub(super) pending: u64,
 }
 
 impl Reconciled {
     /// Distinct ids of `set`.
     #[must_use]
-    pub fn digest(&self, set: Set) -> Digest {
+    pub(super) fn digest(&self, set: Set) -> Digest {
         self.digests[set as usize]
     }
 }
 
 /// At most this many unaccounted ids are kept by name; more are counted. A person acts on the first few, and a
 /// destination that was deleted must not fill the memory.
-pub const MAX_NAMED: usize = 100_000;
+const MAX_NAMED: usize = 100_000;
 
 /// Compares the stores.
 ///
 /// # Errors
 /// The first error of a source.
-pub fn reconcile<E>(sources: Vec<Source<'_, E>>) -> Result<Reconciled, E> {
+pub(super) fn reconcile<E>(sources: Vec<Source<'_, E>>) -> Result<Reconciled, E> {
     let mut found = Reconciled::default();
     let mut heads = Vec::with_capacity(sources.len());
     for mut source in sources {
