@@ -1,9 +1,9 @@
 //! The bus between the services.
 
 use crate::{BusConfig, BusKind, ConnectError, Window};
+use ::enrichment::ParkingLot;
 use embedded::bus::{Backlog, ConsumerOptions};
 use embedded::folder::DataFolder;
-use ::enrichment::ParkingLot;
 use messagepipeline::{BoxConsumer, Clock, DeadLetters, Publisher};
 use std::sync::Arc;
 
@@ -26,7 +26,9 @@ impl Bus {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConnectError> {
         let inner = match config.kind {
-            BusKind::Embedded => embedded::bus::Bus::open(&folder.bus(), config.options(max_parked), clock).await?,
+            BusKind::Embedded => {
+                embedded::bus::Bus::open(&folder.bus(), config.options(max_parked), clock).await?
+            }
         };
         Ok(Self { config: Arc::new(config.clone()), inner })
     }
@@ -45,9 +47,15 @@ impl Bus {
     ///
     /// # Errors
     /// When they cannot be created.
-    pub async fn consumer(&self, topic: &str, subscription: &str, window: Window) -> Result<BoxConsumer, ConnectError> {
+    pub async fn consumer(
+        &self,
+        topic: &str,
+        subscription: &str,
+        window: Window,
+    ) -> Result<BoxConsumer, ConnectError> {
         let topic = self.inner.topic(topic).await?;
-        let subscription = self.inner.subscription(&topic, subscription, self.config.subscription(window)).await?;
+        let subscription =
+            self.inner.subscription(&topic, subscription, self.config.subscription(window)).await?;
         Ok(BoxConsumer::new(self.inner.consumer(&subscription, ConsumerOptions::default())))
     }
 
@@ -68,7 +76,8 @@ impl Bus {
         window: Window,
     ) -> Result<Arc<dyn DeadLetters>, ConnectError> {
         let topic = self.inner.topic(topic).await?;
-        let subscription = self.inner.subscription(&topic, subscription, self.config.subscription(window)).await?;
+        let subscription =
+            self.inner.subscription(&topic, subscription, self.config.subscription(window)).await?;
         Ok(Arc::new(self.inner.dead_letters(Some(&subscription))))
     }
 

@@ -1,12 +1,12 @@
 //! Device registry, warehouse and archive.
 
 use crate::ConnectError;
+use ::icestore::ObjectStore;
 use bqstore::{Columns, RowInserter};
 use embedded::archive::Archive;
 use embedded::folder::DataFolder;
 use embedded::registry::{Registry, RegistrySettings};
 use embedded::warehouse::Warehouse;
-use ::icestore::ObjectStore;
 use messagepipeline::StageHealth;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,11 @@ pub fn registry(folder: &DataFolder, lookup_timeout: Duration) -> Result<Registr
 ///
 /// # Errors
 /// When the file cannot be used, or a column is there for values of another type.
-pub fn warehouse(folder: &DataFolder, table: &str, columns: &Columns) -> Result<Arc<dyn RowInserter>, ConnectError> {
+pub fn warehouse(
+    folder: &DataFolder,
+    table: &str,
+    columns: &Columns,
+) -> Result<Arc<dyn RowInserter>, ConnectError> {
     Ok(Arc::new(Warehouse::open(&folder.warehouse(), table, columns)?))
 }
 
@@ -34,6 +38,7 @@ pub fn warehouse(folder: &DataFolder, table: &str, columns: &Columns) -> Result<
 /// # Errors
 /// When index or folders cannot be used, or an unfinished object that the index lists is gone.
 pub fn archive(folder: &DataFolder, health: StageHealth) -> Result<Arc<dyn ObjectStore>, ConnectError> {
-    let archive = Archive::open(&folder.archive_index(), &folder.archive(), &folder.archive_tmp(), Some(health))?;
+    let archive =
+        Archive::open(&folder.archive_index(), &folder.archive(), &folder.archive_tmp(), Some(health))?;
     Ok(Arc::new(archive))
 }

@@ -2,7 +2,9 @@
 
 use crate::WarehouseConfig;
 use bqstore::{Columns, RowInserter, RowMapper, RowProcessor};
-use messagepipeline::{BatchLimits, BatchingService, BoxConsumer, DeadLetters, FlushRequest, ServiceOptions, StageHealth};
+use messagepipeline::{
+    BatchLimits, BatchingService, BoxConsumer, DeadLetters, FlushRequest, ServiceOptions, StageHealth,
+};
 use std::sync::Arc;
 
 /// The stage's name.

@@ -8,8 +8,8 @@ use ::enrichment::{
 };
 use cache::{Ages, Fetcher, Lru};
 use messagepipeline::{
-    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, Enrichment as DeviceData, PublishProcessor,
-    Publisher, ServiceOptions, Shutdown, StageHealth,
+    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, Enrichment as DeviceData,
+    PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +58,12 @@ impl Plan {
         let mut mistakes = Vec::new();
         for (index, text) in config.keys.iter().enumerate() {
             match text.split_once(':') {
-                Some(("attribute", name)) if !name.is_empty() => sources.push(KeySource::Attribute(name.to_owned())),
-                Some(("enrichment", name)) if !name.is_empty() => sources.push(KeySource::Enrichment(name.to_owned())),
+                Some(("attribute", name)) if !name.is_empty() => {
+                    sources.push(KeySource::Attribute(name.to_owned()))
+                }
+                Some(("enrichment", name)) if !name.is_empty() => {
+                    sources.push(KeySource::Enrichment(name.to_owned()))
+                }
                 _ => mistakes.push((
                     format!("keys[{index}]"),
                     format!("`{text}` is no place for a key; write attribute:<name> or enrichment:<name>"),

@@ -4,7 +4,9 @@ use crate::ArchiveConfig;
 use ::icestore::{
     ArchiveProcessor, ArchiveSettings, ArchiveTransformer, KeyConfig, LocationSources, ObjectStore, Prefix,
 };
-use messagepipeline::{BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, FlushRequest, ServiceOptions, StageHealth};
+use messagepipeline::{
+    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, FlushRequest, ServiceOptions, StageHealth,
+};
 use std::sync::Arc;
 
 /// The stage's name.
@@ -47,13 +49,17 @@ impl Plan {
     pub fn new(config: &ArchiveConfig) -> Result<Self, Vec<(String, String)>> {
         let mut mistakes = Vec::new();
         if config.batch.age.is_zero() {
-            mistakes.push(("batch.age".to_owned(), "must be more than 0; every message would be an object".to_owned()));
+            mistakes.push((
+                "batch.age".to_owned(),
+                "must be more than 0; every message would be an object".to_owned(),
+            ));
         }
         match LocationSources::new(&KeyConfig { location: config.location.clone() }) {
             Ok(locations) if mistakes.is_empty() => return Ok(Self { config: config.clone(), locations }),
             Ok(_) => {}
             Err(problems) => {
-                mistakes.extend(problems.into_iter().map(|problem| ("location".to_owned(), problem.to_string())));
+                mistakes
+                    .extend(problems.into_iter().map(|problem| ("location".to_owned(), problem.to_string())));
             }
         }
         Err(mistakes)
@@ -81,6 +87,7 @@ impl Plan {
             ArchiveSettings { prefix: Prefix::default(), form: config.line, compression: config.compression };
         let processor = ArchiveProcessor::new(parts.store, settings, parts.clock);
         let transformer = ArchiveTransformer::new(self.locations);
-        BatchingService::new(options, limits, parts.consumer, transformer, processor).keyed(|item| item.value.clone())
+        BatchingService::new(options, limits, parts.consumer, transformer, processor)
+            .keyed(|item| item.value.clone())
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::IngestionConfig;
 use messagepipeline::{
-    BatchLimits, BatchingService, BoxConsumer, DeadLetters, PayloadSize, Publisher, ServiceOptions, StageHealth,
+    BatchLimits, BatchingService, BoxConsumer, DeadLetters, PayloadSize, Publisher, ServiceOptions,
+    StageHealth,
 };
 use mqttconverter::broker::{BrokerOptions, Secret};
 use mqttconverter::endpoint::{EndpointOptions, User};
@@ -129,7 +130,11 @@ pub fn endpoint_options(config: &IngestionConfig) -> Result<EndpointOptions, Vec
                 }),
             }
         }
-        users.push(User { name: user.name.clone(), password_hash: user.password_hash.expose().to_owned(), publish });
+        users.push(User {
+            name: user.name.clone(),
+            password_hash: user.password_hash.expose().to_owned(),
+            publish,
+        });
     }
     if !mistakes.is_empty() {
         return Err(mistakes);
@@ -189,9 +194,10 @@ fn below(section: &str, mistakes: Vec<Mistake>) -> impl Iterator<Item = Mistake>
         "window_messages" => "receive_maximum".to_owned(),
         _ => path,
     };
-    mistakes
-        .into_iter()
-        .map(move |mistake| Mistake { path: format!("{section}.{}", renamed(mistake.path)), message: mistake.message })
+    mistakes.into_iter().map(move |mistake| Mistake {
+        path: format!("{section}.{}", renamed(mistake.path)),
+        message: mistake.message,
+    })
 }
 
 fn endpoint_mistake(mistake: mqttconverter::endpoint::Mistake) -> Mistake {

@@ -4,4 +4,6 @@ mod app;
 mod config;
 
 pub use app::{Ingestion, Parts, Plan, STAGE, broker_options, endpoint_options};
-pub use config::{BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, UserConfig};
+pub use config::{
+    BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, UserConfig,
+};

@@ -101,12 +101,7 @@ impl WarehouseReader {
     ///
     /// # Errors
     /// When it is not one SELECT, when SQLite cannot run it, or when it takes longer than `deadline`.
-    pub fn query(
-        &self,
-        sql: &str,
-        deadline: Duration,
-        visit: &mut Visit<'_>,
-    ) -> Result<Vec<String>, Error> {
+    pub fn query(&self, sql: &str, deadline: Duration, visit: &mut Visit<'_>) -> Result<Vec<String>, Error> {
         query::check_query(sql)?;
         query::run_within(&self.connection, sql, deadline, visit).map_err(|error| error.at(&self.path))
     }
