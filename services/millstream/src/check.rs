@@ -28,7 +28,8 @@ pub struct Plans {
 pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErrors> {
     let config = &loaded.value;
     let mut check = loaded.check();
-    let ingestion = collect(&mut check, "/ingestion", ingestion_service::Plan::new(&config.ingestion, &[RAW]));
+    let ingestion =
+        collect(&mut check, "/ingestion", ingestion_service::Plan::new(&config.ingestion, &[RAW]));
     let enrichment = collect(&mut check, "/enrichment", enrichment_service::Plan::new(&config.enrichment));
     let warehouse = collect(&mut check, "/bigquery", bigquery_service::Plan::new(&config.bigquery));
     let archive = collect(&mut check, "/icestore", icestore_service::Plan::new(&config.icestore));
@@ -96,10 +97,16 @@ fn pointer(path: &str) -> String {
 fn combinations(config: &Config, check: &mut Check) {
     let archive = &config.icestore;
     if archive.batch.bytes.bytes() > archive.memory.bytes() {
-        check.warn("/icestore/batch/bytes", "is larger than icestore.memory, which therefore ends objects first");
+        check.warn(
+            "/icestore/batch/bytes",
+            "is larger than icestore.memory, which therefore ends objects first",
+        );
     }
     if u64::from(archive.batch.count) > u64::from(archive.max_in_flight) {
-        check.warn("/icestore/batch/count", "is more than icestore.max_in_flight lets in; objects end at their age");
+        check.warn(
+            "/icestore/batch/count",
+            "is more than icestore.max_in_flight lets in; objects end at their age",
+        );
     }
     if archive.batch.age.get() * 2 > config.bus.lease.get() {
         check.warn(
@@ -109,25 +116,39 @@ fn combinations(config: &Config, check: &mut Check) {
     }
     let warehouse = &config.bigquery;
     if u64::from(warehouse.batch.count) > u64::from(warehouse.max_in_flight) {
-        check.warn("/bigquery/batch/count", "is more than bigquery.max_in_flight lets in; batches end at their age");
+        check.warn(
+            "/bigquery/batch/count",
+            "is more than bigquery.max_in_flight lets in; batches end at their age",
+        );
     }
     if warehouse.batch.age.get() * 2 > config.bus.lease.get() {
         check.warn("/bigquery/batch/age", "is more than half of bus.lease: messages may be delivered again");
     }
     if config.shutdown.drain.get() < std::time::Duration::from_secs(2) {
-        check.warn("/shutdown/drain", "leaves little time to finish; what is not finished is done at the next start");
+        check.warn(
+            "/shutdown/drain",
+            "leaves little time to finish; what is not finished is done at the next start",
+        );
     }
     if config.enrichment.cache.negative_age > config.enrichment.cache.max_age {
-        check.warn("/enrichment/cache/negative_age", "is longer than cache.max_age; new devices are noticed late");
+        check.warn(
+            "/enrichment/cache/negative_age",
+            "is longer than cache.max_age; new devices are noticed late",
+        );
     }
-    if config.ingestion.broker.is_none() && u32::from(config.ingestion.mqtt.receive_maximum) > config.ingestion.max_in_flight {
+    if config.ingestion.broker.is_none()
+        && u32::from(config.ingestion.mqtt.receive_maximum) > config.ingestion.max_in_flight
+    {
         check.warn(
             "/ingestion/mqtt/receive_maximum",
             "is more than ingestion.max_in_flight: a single device can fill the whole window",
         );
     }
     if !config.http.listen.ip().is_loopback() {
-        check.warn("/http/listen", "is reachable from outside; metrics and readiness are shown to anybody who asks");
+        check.warn(
+            "/http/listen",
+            "is reachable from outside; metrics and readiness are shown to anybody who asks",
+        );
     }
 }
 

@@ -87,16 +87,32 @@ impl Default for ShutdownConfig {
     }
 }
 
+/// The built-in defaults with `overrides`, whatever file there is.
+///
+/// # Errors
+/// When an override is wrong.
+pub fn built_in(common: &Common, overrides: Vec<Override>) -> Result<Loaded<Config>, ConfigErrors> {
+    load_from(&Source::none(), common, overrides)
+}
+
 /// Reads the file, the environment's values in it, and what flags and environment variables override.
 ///
 /// # Errors
 /// Every mistake with its place.
-pub fn read(common: &Common, mut overrides: Vec<Override>) -> Result<Loaded<Config>, ConfigErrors> {
+pub fn read(common: &Common, overrides: Vec<Override>) -> Result<Loaded<Config>, ConfigErrors> {
     let source = match &common.config {
         Some(path) => Source::file(path)?,
         None if Path::new(DEFAULT_FILE).is_file() => Source::file(DEFAULT_FILE)?,
         None => Source::none(),
     };
+    load_from(&source, common, overrides)
+}
+
+fn load_from(
+    source: &Source,
+    common: &Common,
+    mut overrides: Vec<Override>,
+) -> Result<Loaded<Config>, ConfigErrors> {
     if let Some(data) = &common.data {
         overrides.push(Override::new("/data", data.to_string_lossy(), "--data"));
     }
@@ -108,5 +124,5 @@ pub fn read(common: &Common, mut overrides: Vec<Override>) -> Result<Loaded<Conf
         overrides.push(Override::new("/log/format", word, "--log-format"));
     }
     let environment: HashMap<String, String> = std::env::vars().collect();
-    load(&source, &environment, &overrides)
+    load(source, &environment, &overrides)
 }

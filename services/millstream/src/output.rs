@@ -35,7 +35,10 @@ impl From<ConfigErrors> for Failure {
         for problem in &errors.warnings {
             message.push_str(&format!("{problem} (warning)\n"));
         }
-        message.push_str(&format!("millstream: {count} mistake{} in the configuration", if count == 1 { "" } else { "s" }));
+        message.push_str(&format!(
+            "millstream: {count} mistake{} in the configuration",
+            if count == 1 { "" } else { "s" }
+        ));
         Self { message, exit: Exit::Usage }
     }
 }

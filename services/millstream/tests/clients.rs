@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{PATIENCE, Up, archive_payloads, bag, get, lines_of, millstream, run, small_recording, texts, tool, wait, warehouse_payloads};
+use common::{
+    PATIENCE, Up, archive_payloads, bag, get, lines_of, millstream, run, small_recording, texts, tool, wait,
+    warehouse_payloads,
+};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,7 +52,9 @@ fn mosquitto_pub_in_both_versions_is_acknowledged_and_stored() {
 #[test]
 fn paho_in_both_versions_is_acknowledged_and_stored() {
     let Some(python) = std::env::var_os("MILLSTREAM_TEST_PYTHON") else {
-        eprintln!("LEFT OUT: paho: MILLSTREAM_TEST_PYTHON names no Python with paho-mqtt; tests/run installs it");
+        eprintln!(
+            "LEFT OUT: paho: MILLSTREAM_TEST_PYTHON names no Python with paho-mqtt; tests/run installs it"
+        );
         return;
     };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/clients/paho_publish.py");

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{PATIENCE, Up, archive_payloads, bag, books, lines_of, millstream, run, small_recording, texts, wait, warehouse_payloads};
+use common::{
+    PATIENCE, Up, archive_payloads, bag, books, lines_of, millstream, run, small_recording, texts, wait,
+    warehouse_payloads,
+};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
@@ -13,7 +16,15 @@ const MESSAGES: usize = 30_000;
 /// Starts a feed in a second process and waits until at least `enough` messages have their PUBACK.
 fn feed_some(folder: &Path, file: &Path, port: u16, enough: usize) -> std::process::Child {
     let child = millstream(folder)
-        .args(["feed", "--broker", &format!("mqtt://127.0.0.1:{port}"), "--acked", "acked.txt", "--rate", "20000/s"])
+        .args([
+            "feed",
+            "--broker",
+            &format!("mqtt://127.0.0.1:{port}"),
+            "--acked",
+            "acked.txt",
+            "--rate",
+            "20000/s",
+        ])
         .arg(file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

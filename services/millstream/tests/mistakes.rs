@@ -77,7 +77,13 @@ icestore:
 ";
     std::fs::write(folder.path().join("millstream.yaml"), text).unwrap();
     let words = [
-        "millstream.yaml:3:5", "listen", "millstream.yaml:4", "millstream.yaml:6", "dead-letter", "millstream.yaml:8", "5s",
+        "millstream.yaml:3:5",
+        "listen",
+        "millstream.yaml:4",
+        "millstream.yaml:6",
+        "dead-letter",
+        "millstream.yaml:8",
+        "5s",
         "millstream.yaml:11",
     ];
     refused(folder.path(), &["check"], 2, &words);
@@ -126,11 +132,13 @@ fn a_data_folder_that_cannot_be_written_is_named() {
 #[test]
 fn a_broken_recording_line_is_named_with_file_and_line_and_the_others_are_sent() {
     let folder = tempfile::tempdir().unwrap();
-    let text = "{\"device_id\":\"a\",\"value\":1}\nnot json\n{\"device_id\":\"b\",\"value\":2}\n{\"value\":3}\n";
+    let text =
+        "{\"device_id\":\"a\",\"value\":1}\nnot json\n{\"device_id\":\"b\",\"value\":2}\n{\"value\":3}\n";
     std::fs::write(folder.path().join("broken.ndjson"), text).unwrap();
     let arguments = up_with(&["--until-drained", "--feed", "broken.ndjson"]);
     refused(folder.path(), &arguments, 1, &["broken.ndjson:2", "broken.ndjson:4", "/device_id"]);
-    let rows: i64 = warehouse(folder.path()).query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap();
+    let rows: i64 =
+        warehouse(folder.path()).query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, 2);
 }
 
@@ -155,7 +163,12 @@ fn an_import_keeps_the_good_lines_names_the_refused_ones_and_exits_1() {
     let folder = tempfile::tempdir().unwrap();
     let text = "device_id,client_id,location_id,category,floor\na,acme,hall,climate,3\n,acme,hall,climate,3\nb,acme\n";
     std::fs::write(folder.path().join("devices.csv"), text).unwrap();
-    refused(folder.path(), &["devices", "import", "devices.csv"], 1, &["devices.csv:3", "device_id", "devices.csv:4"]);
+    refused(
+        folder.path(),
+        &["devices", "import", "devices.csv"],
+        1,
+        &["devices.csv:3", "device_id", "devices.csv:4"],
+    );
     let output = run(folder.path(), &["devices", "show", "a"]);
     let (stdout, _) = texts(&output);
     assert_eq!(output.status.code(), Some(0));

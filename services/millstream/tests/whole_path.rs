@@ -62,7 +62,8 @@ fn the_recordings_arrive_byte_for_byte_with_enriched_columns() {
             |row| row.get(0),
         )
         .unwrap();
-    let of_device = lines_of(&files).iter().filter(|line| line.windows(16).any(|w| w == b"A81758FFFE04B1C1")).count();
+    let of_device =
+        lines_of(&files).iter().filter(|line| line.windows(16).any(|w| w == b"A81758FFFE04B1C1")).count();
     assert_eq!(enriched, i64::try_from(of_device).unwrap());
     let objects = common::archive_objects(folder.path());
     assert!(objects.iter().any(|path| path.to_string_lossy().contains("/tour-perret/")), "{objects:?}");
@@ -74,7 +75,8 @@ fn feed_from_a_second_process_reaches_a_running_up() {
     let file = small_recording(folder.path(), "small.ndjson", 1_000, 5);
     let up = Up::start(folder.path(), &[]);
     let broker = format!("mqtt://127.0.0.1:{}", up.mqtt);
-    let output = run(folder.path(), &["feed", "--broker", &broker, "--acked", "acked.txt", file.to_str().unwrap()]);
+    let output =
+        run(folder.path(), &["feed", "--broker", &broker, "--acked", "acked.txt", file.to_str().unwrap()]);
     let (stdout, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(0), "{stdout}\n{stderr}");
     let acked = std::fs::read_to_string(folder.path().join("acked.txt")).unwrap();
@@ -83,7 +85,15 @@ fn feed_from_a_second_process_reaches_a_running_up() {
     assert_eq!(acked, (1..=1_000).collect::<Vec<_>>());
     let (status, stderr) = up.stop();
     assert_eq!(status.code(), Some(0), "{stderr}");
-    assert_eq!(run(folder.path(), &["up", "--until-drained", "--mqtt-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]).status.code(), Some(0));
+    assert_eq!(
+        run(
+            folder.path(),
+            &["up", "--until-drained", "--mqtt-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+        )
+        .status
+        .code(),
+        Some(0)
+    );
     assert_all_arrived(folder.path(), &[file]);
 }
 

@@ -60,8 +60,8 @@ impl Membership {
 
     fn missing(self) -> Vec<&'static str> {
         use Set::{
-            Archive, EndedArchive, EndedEnrichment, EndedIngestion, EndedWarehouse, Enriched, Parked, PendingArchive,
-            PendingEnrichment, PendingWarehouse, Raw, Warehouse,
+            Archive, EndedArchive, EndedEnrichment, EndedIngestion, EndedWarehouse, Enriched, Parked,
+            PendingArchive, PendingEnrichment, PendingWarehouse, Raw, Warehouse,
         };
         let letters = [EndedIngestion, EndedEnrichment, EndedWarehouse, EndedArchive];
         if !self.has_any(&[Raw, Enriched, Warehouse, Archive]) && self.has_any(&letters) {
@@ -247,7 +247,8 @@ mod tests {
             source(Set::Warehouse, &[1]),
             source(Set::Archive, &[1, 2]),
         ]);
-        let names: Vec<_> = found.unaccounted.iter().map(|u| (u.last_seen.as_str(), &u.missing_from[..])).collect();
+        let names: Vec<_> =
+            found.unaccounted.iter().map(|u| (u.last_seen.as_str(), &u.missing_from[..])).collect();
         assert_eq!(
             names,
             [
@@ -271,8 +272,13 @@ mod tests {
 
     #[test]
     fn a_letter_with_an_id_of_its_own_is_its_own_outcome() {
-        let found = run(vec![source(Set::Raw, &[1]), source(Set::Enriched, &[1]), source(Set::Warehouse, &[1]),
-            source(Set::Archive, &[1]), source(Set::EndedWarehouse, &[8])]);
+        let found = run(vec![
+            source(Set::Raw, &[1]),
+            source(Set::Enriched, &[1]),
+            source(Set::Warehouse, &[1]),
+            source(Set::Archive, &[1]),
+            source(Set::EndedWarehouse, &[8]),
+        ]);
         assert_eq!(found.unaccounted, []);
     }
 }

@@ -118,10 +118,16 @@ impl Report {
             text.push('\n');
         };
         for topic in &self.topics {
-            line(&[&format!("topic      {:<12}{:>12} messages   {}", topic.name, topic.published, topic.digest)]);
+            line(&[&format!(
+                "topic      {:<12}{:>12} messages   {}",
+                topic.name, topic.published, topic.digest
+            )]);
         }
         let warehouse = &self.warehouse;
-        line(&[&format!("warehouse  {:<12}{:>12} rows       {}", warehouse.table, warehouse.rows, warehouse.digest)]);
+        line(&[&format!(
+            "warehouse  {:<12}{:>12} rows       {}",
+            warehouse.table, warehouse.rows, warehouse.digest
+        )]);
         let archive = &self.archive;
         let objects = format!("{} objects", archive.objects);
         line(&[&format!("archive    {objects:<12}{:>12} lines      {}", archive.lines, archive.digest)]);
@@ -132,7 +138,14 @@ impl Report {
             line(&[&format!("pending    {:<24}{:>12}", pending.place, pending.count)]);
         }
         for lost in self.unaccounted.iter().take(20) {
-            line(&["MISSING    ", &lost.message_id, " from ", &lost.missing_from.join(", "), "; last seen: ", &lost.last_seen]);
+            line(&[
+                "MISSING    ",
+                &lost.message_id,
+                " from ",
+                &lost.missing_from.join(", "),
+                "; last seen: ",
+                &lost.last_seen,
+            ]);
         }
         if self.unaccounted_count > 20 {
             line(&[&format!("MISSING    … {} in all; --json names them", self.unaccounted_count)]);

@@ -126,7 +126,8 @@ impl<'f> Books<'f> {
             ("parked", found.digest(Set::Parked).count),
         ]
         .map(|(place, count)| PendingLine { place: place.to_owned(), count });
-        let unfinished: u64 = pending.iter().filter(|line| line.place != "parked").map(|line| line.count).sum();
+        let unfinished: u64 =
+            pending.iter().filter(|line| line.place != "parked").map(|line| line.count).sum();
         let summary = self.archive.summary()?;
         let lines = found.digest(Set::Archive);
         let rows = found.digest(Set::Warehouse);
@@ -165,11 +166,14 @@ impl<'f> Books<'f> {
         let letters = self.dead_letters()?;
         let skips = self.bus.skip_counts()?;
         let topics = self.bus.topics()?;
-        let again = |topic: &str| topics.iter().find(|found| found.name == topic).map_or(0, |found| found.duplicates);
+        let again =
+            |topic: &str| topics.iter().find(|found| found.name == topic).map_or(0, |found| found.duplicates);
         let count = |set| found.digest(set).count;
         let line = |name: &str, input: Option<u64>, out: u64, redelivered: u64| {
-            let dead_lettered = letters.iter().filter(|line| line.stage == name).map(|line| line.count).sum::<u64>();
-            let skipped = skips.iter().filter(|(stage, ..)| stage == name).map(|(.., count)| count).sum::<u64>();
+            let dead_lettered =
+                letters.iter().filter(|line| line.stage == name).map(|line| line.count).sum::<u64>();
+            let skipped =
+                skips.iter().filter(|(stage, ..)| stage == name).map(|(.., count)| count).sum::<u64>();
             let input = input.unwrap_or(out + dead_lettered + skipped);
             StageLine { name: name.to_owned(), input, out, skipped, dead_lettered, redelivered }
         };
@@ -185,7 +189,9 @@ impl<'f> Books<'f> {
 
     fn dead_letters(&self) -> Result<Vec<DeadLetterLine>, Error> {
         let counts = self.bus.dead_letter_counts()?.into_iter().filter(|count| count.state != "retried");
-        Ok(counts.map(|count| DeadLetterLine { stage: count.stage, reason: count.reason, count: count.count }).collect())
+        Ok(counts
+            .map(|count| DeadLetterLine { stage: count.stage, reason: count.reason, count: count.count })
+            .collect())
     }
 }
 

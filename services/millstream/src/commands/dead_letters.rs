@@ -39,11 +39,14 @@ fn list(bus: &BusReader, filter: &LetterFilter, limit: usize, json: bool) -> Res
 }
 
 fn show(bus: &BusReader, id: &str, payload: bool) -> Result<Exit, Failure> {
-    let parsed: MessageId =
-        id.parse().map_err(|_| Failure::usage(format!("{id:?} is no message id; `dead-letters list` shows them")))?;
+    let parsed: MessageId = id
+        .parse()
+        .map_err(|_| Failure::usage(format!("{id:?} is no message id; `dead-letters list` shows them")))?;
     let letters = bus.dead_letter(parsed)?;
     let Some(first) = letters.first() else {
-        return Err(Failure::failed(format!("no dead letter with the id {id}; `dead-letters list` shows what there is")));
+        return Err(Failure::failed(format!(
+            "no dead letter with the id {id}; `dead-letters list` shows what there is"
+        )));
     };
     if payload {
         std::io::stdout().lock().write_all(&first.message.payload)?;
@@ -81,7 +84,9 @@ fn as_json(letter: &StoredLetter) -> serde_json::Value {
     });
     match std::str::from_utf8(&message.payload) {
         Ok(text) => document["payload"] = text.into(),
-        Err(_) => document["payload_base64"] = base64_simd::STANDARD.encode_to_string(&message.payload).into(),
+        Err(_) => {
+            document["payload_base64"] = base64_simd::STANDARD.encode_to_string(&message.payload).into()
+        }
     }
     document
 }

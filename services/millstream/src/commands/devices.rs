@@ -32,9 +32,8 @@ fn import(common: &Common, file: &Path) -> Result<Exit, Failure> {
     let folder = DataFolder::share(&config.data)?;
     let mut importer = Importer::open(&folder.registry(), Arc::new(SystemClock))?;
     let progress = Progress::new(common.quiet, "lines");
-    let report = importer
-        .import(source, &mut |report| progress.at(report.lines()))
-        .map_err(|error| named(&error))?;
+    let report =
+        importer.import(source, &mut |report| progress.at(report.lines())).map_err(|error| named(&error))?;
     progress.end();
     for refusal in &report.refusals {
         say(&format!("{}:{}: {}", file.display(), refusal.line, refusal.reason));

@@ -70,7 +70,8 @@ pub(super) fn verbosity(common: &Common) -> telemetry::Verbosity {
 pub(super) fn playlist(files: &[PathBuf], play: &PlayArgs) -> Result<Playlist, Failure> {
     let template: TopicTemplate =
         play.topic.parse().map_err(|error| Failure::usage(format!("--topic {:?}: {error}", play.topic)))?;
-    let rate = play.rate.parse().map_err(|error| Failure::usage(format!("--rate {:?}: {error}", play.rate)))?;
+    let rate =
+        play.rate.parse().map_err(|error| Failure::usage(format!("--rate {:?}: {error}", play.rate)))?;
     let pointers = Pointers::parse(&play.time_pointer)
         .map_err(|error| Failure::usage(format!("--time-pointer {:?}: {error}", play.time_pointer)))?;
     Playlist::new(files.to_vec(), template, rate, pointers).map_err(Failure::failed)
@@ -83,7 +84,9 @@ fn options(arguments: &FeedArgs) -> Result<FeedOptions, Failure> {
         None => None,
     };
     let identity = match (&arguments.cert_file, &arguments.key_file) {
-        (Some(certificate), Some(key)) => Some(Identity { certificate: certificate.clone(), key: key.clone() }),
+        (Some(certificate), Some(key)) => {
+            Some(Identity { certificate: certificate.clone(), key: key.clone() })
+        }
         _ => None,
     };
     Ok(FeedOptions {
@@ -116,7 +119,12 @@ pub(super) async fn play(
     report
 }
 
-async fn show(counts: &feed::Progress, read: &ReadProgress, progress: &Progress, qos: u8) -> std::convert::Infallible {
+async fn show(
+    counts: &feed::Progress,
+    read: &ReadProgress,
+    progress: &Progress,
+    qos: u8,
+) -> std::convert::Infallible {
     loop {
         tokio::time::sleep(LOOK).await;
         let now = counts.counts();
@@ -145,10 +153,18 @@ pub(super) fn say_problems(report: &FeedReport) {
 pub(super) fn summary(report: &FeedReport) -> String {
     let counts = report.counts;
     let seconds = report.elapsed.as_secs_f64().max(0.001);
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for people")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "for people"
+    )]
     let rate = (counts.sent as f64 / seconds) as u64;
-    let mut text = format!("{} sent, {} acknowledged in {seconds:.1} s ({rate}/s)", counts.sent, counts.acked);
-    for (count, what) in [(counts.resent, "sent again"), (counts.refused, "refused"), (counts.skipped, "skipped")] {
+    let mut text =
+        format!("{} sent, {} acknowledged in {seconds:.1} s ({rate}/s)", counts.sent, counts.acked);
+    for (count, what) in
+        [(counts.resent, "sent again"), (counts.refused, "refused"), (counts.skipped, "skipped")]
+    {
         if count > 0 {
             text.push_str(&format!(", {count} {what}"));
         }

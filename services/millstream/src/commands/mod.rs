@@ -3,8 +3,8 @@
 mod books;
 mod check;
 mod dead_letters;
-mod devices;
 mod demo;
+mod devices;
 mod feed;
 mod hash_password;
 mod query;

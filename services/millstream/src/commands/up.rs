@@ -2,13 +2,15 @@
 
 use super::feed::{playlist, say_problems, summary, verbosity};
 use crate::books::{Books, Report};
-use crate::check::{Plans, check};
+use crate::check::{ENRICHED, Plans, RAW, check};
 use crate::cli::{Common, UpArgs};
 use crate::config::{self, Config};
-use crate::feed::{BrokerAddress, FeedOptions, Playlist};
+use crate::feed::{self, BrokerAddress, FeedOptions, FeedReport, Playlist};
 use crate::output::{Failure, print, say};
 use crate::progress::Progress;
+use crate::simulate::Fleet;
 use crate::system::{Stores, System, drained};
+use embedded::bus::Backlog;
 use embedded::folder::DataFolder;
 use messagepipeline::{Health, Shutdown};
 use service_kit::config::Override;
@@ -21,6 +23,8 @@ use std::time::Duration;
 
 /// How often readiness is looked at until it is said.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often the live view is drawn.
+const FOLLOW: Duration = Duration::from_millis(200);
 
 pub(super) fn overrides(arguments: &UpArgs) -> Vec<Override> {
     let mut overrides = Vec::new();
@@ -47,9 +51,14 @@ pub(super) fn run(common: &Common, arguments: &UpArgs) -> Result<Exit, Failure> 
     }
     telemetry::record_build("millstream", env!("CARGO_PKG_VERSION"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let work = Work { quiet: common.quiet, until_drained: arguments.until_drained, playlist, qos: arguments.play.qos,
-        connections: arguments.play.connections };
-    let (exit, report) = runtime.block_on(up(&config, plans, metrics, work))?;
+    let work = Work {
+        play: playlist.map(|playlist| Play::Recordings(Box::new(playlist))),
+        until_drained: arguments.until_drained,
+        qos: arguments.play.qos,
+        connections: arguments.play.connections,
+        quiet: common.quiet,
+    };
+    let (exit, report) = runtime.block_on(run_system(&config, plans, metrics, work))?;
     finish(arguments, exit, &report)
 }
 
@@ -72,16 +81,35 @@ fn own_playlist(config: &Config, arguments: &UpArgs) -> Result<Playlist, Failure
 }
 
 /// What to do beside running.
-struct Work {
-    quiet: bool,
+pub(super) struct Work {
+    play: Option<Play>,
     until_drained: bool,
-    playlist: Option<Playlist>,
     qos: u8,
     connections: u16,
+    quiet: bool,
+}
+
+/// What is played into the endpoint.
+enum Play {
+    Recordings(Box<Playlist>),
+    Fleet { fleet: Box<Fleet>, messages: u64 },
+}
+
+impl Work {
+    /// A simulated fleet, with a live view of how far its messages are, until all have arrived.
+    pub(super) fn demo(fleet: Fleet, messages: u64, quiet: bool) -> Self {
+        let play = Some(Play::Fleet { fleet: Box::new(fleet), messages });
+        Self { play, until_drained: true, qos: 1, connections: 4, quiet }
+    }
 }
 
 /// Runs everything to its end. Answers how it ended and the books after it.
-async fn up(config: &Config, plans: Plans, metrics: Metrics, work: Work) -> Result<(Exit, Report), Failure> {
+pub(super) async fn run_system(
+    config: &Config,
+    plans: Plans,
+    metrics: Metrics,
+    work: Work,
+) -> Result<(Exit, Report), Failure> {
     let folder = DataFolder::open(&config.data)?;
     let (health, shutdown) = (Health::new(), Shutdown::new());
     let signals = Signals::os()?;
@@ -92,8 +120,10 @@ async fn up(config: &Config, plans: Plans, metrics: Metrics, work: Work) -> Resu
     let mut tasks = Tasks::new(shutdown.clone());
     let stores = system.spawn(&mut tasks, &shutdown);
     let _upkeep = metrics.start_upkeep();
-    introduce(config, mqtt, admin.local_addr())?;
-    tasks.spawn("readiness", say_when_ready(health.clone(), shutdown.clone()));
+    if !matches!(work.play, Some(Play::Fleet { .. })) {
+        introduce(config, mqtt, admin.local_addr())?;
+        tasks.spawn("readiness", say_when_ready(health.clone(), shutdown.clone()));
+    }
     let complete = Arc::new(AtomicBool::new(true));
     spawn_work(&mut tasks, work, mqtt, &stores, &health, &shutdown, &complete);
 
@@ -136,35 +166,99 @@ fn spawn_work(
     shutdown: &Shutdown,
     complete: &Arc<AtomicBool>,
 ) {
-    if work.playlist.is_none() && !work.until_drained {
+    if work.play.is_none() && !work.until_drained {
         return;
     }
     let (stores, health, shutdown, complete) =
         (stores.clone(), health.clone(), shutdown.clone(), Arc::clone(complete));
     tasks.spawn("feed and drain", async move {
-        if let (Some(playlist), Some(mqtt)) = (work.playlist, mqtt) {
-            let options = FeedOptions {
-                qos: work.qos,
-                connections: work.connections,
-                ..FeedOptions::new(reachable(mqtt))
-            };
-            let progress = Progress::new(work.quiet, "messages");
-            let report = super::feed::play(options, playlist, &progress, &shutdown).await;
+        let Work { play, until_drained, qos, connections, quiet } = work;
+        let view = LiveView::new(quiet, &play);
+        if let (Some(play), Some(mqtt)) = (play, mqtt) {
+            let options = FeedOptions { qos, connections, ..FeedOptions::new(reachable(mqtt)) };
+            let report = feed_in(play, options, &view, &stores, &shutdown).await;
             say_problems(&report);
-            say(&format!("fed: {}", summary(&report)));
             if !report.is_success() {
                 complete.store(false, Ordering::SeqCst);
             }
-            if work.qos == 0 {
+            if qos == 0 {
                 settle_unacknowledged(&stores).await;
             }
         }
-        if work.until_drained {
-            drained(&stores, &health, &shutdown, |_| ()).await.map_err(|error| error.to_string())?;
+        if until_drained {
+            let drained = drained(&stores, &health, &shutdown, |backlog| view.show(backlog)).await;
+            view.end();
+            drained.map_err(|error| error.to_string())?;
             shutdown.begin();
         }
         Ok::<_, String>(())
     });
+}
+
+/// Plays and shows how far it is.
+async fn feed_in(
+    play: Play,
+    options: FeedOptions,
+    view: &LiveView,
+    stores: &Stores,
+    shutdown: &Shutdown,
+) -> FeedReport {
+    match play {
+        Play::Recordings(playlist) => {
+            let report = super::feed::play(options, *playlist, &view.progress, shutdown).await;
+            say(&format!("fed: {}", summary(&report)));
+            report
+        }
+        Play::Fleet { fleet, .. } => {
+            let fed = feed::run(options, *fleet, feed::Progress::default(), shutdown);
+            tokio::select! {
+                report = fed => report,
+                never = view.follow(stores) => match never {},
+            }
+        }
+    }
+}
+
+/// How far messages are on their path.
+struct LiveView {
+    progress: Progress,
+    expected: u64,
+}
+
+impl LiveView {
+    fn new(quiet: bool, play: &Option<Play>) -> Self {
+        let expected = if let Some(Play::Fleet { messages, .. }) = play { *messages } else { 0 };
+        Self { progress: Progress::new(quiet, "messages"), expected }
+    }
+
+    fn show(&self, backlog: &Backlog) {
+        let published = |name: &str| {
+            backlog.topics.iter().find(|topic| topic.name == name).map_or(0, |topic| topic.published.count)
+        };
+        let open = |name: &str| {
+            let found = backlog.subscriptions.iter().find(|subscription| subscription.name == name);
+            found.map_or(0, |subscription| subscription.unsettled)
+        };
+        let (raw, enriched) = (published(RAW), published(ENRICHED));
+        let rows = enriched.saturating_sub(open(bigquery_service::STAGE));
+        let lines = enriched.saturating_sub(open(icestore_service::STAGE));
+        let text = || format!("acknowledged {raw} → enriched {enriched} → rows {rows}, archived {lines}");
+        let part = (self.expected > 0).then_some((rows + lines, 2 * self.expected));
+        self.progress.show(text, part);
+    }
+
+    async fn follow(&self, stores: &Stores) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(FOLLOW).await;
+            if let Ok(backlog) = stores.bus.backlog().await {
+                self.show(&backlog);
+            }
+        }
+    }
+
+    fn end(&self) {
+        self.progress.end();
+    }
 }
 
 /// At QoS 0 nobody says when the endpoint has read the last message: waits until the topics have stood still.
@@ -197,7 +291,9 @@ fn say_outcome(outcome: &Outcome, closed: Result<(), String>, complete: bool) ->
         say(&format!("millstream: {failure}"));
     }
     if let Some(reason) = &outcome.cut_short {
-        say(&format!("millstream: stopped before everything in flight was finished ({reason}); it comes again at the next start"));
+        say(&format!(
+            "millstream: stopped before everything in flight was finished ({reason}); it comes again at the next start"
+        ));
     }
     if let Err(error) = &closed {
         say(&format!("millstream: {error}"));
@@ -208,7 +304,8 @@ fn say_outcome(outcome: &Outcome, closed: Result<(), String>, complete: bool) ->
 fn finish(arguments: &UpArgs, exit: Exit, report: &Report) -> Result<Exit, Failure> {
     if let Some(path) = &arguments.report {
         let text = serde_json::to_string_pretty(report).map_err(Failure::failed)?;
-        std::fs::write(path, text + "\n").map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
+        std::fs::write(path, text + "\n")
+            .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
     }
     if arguments.until_drained {
         print(&report.to_text())?;

@@ -41,7 +41,11 @@ pub async fn drained(
         if backlog.subscriptions.iter().all(|subscription| subscription.unsettled == 0) {
             return Ok(());
         }
-        if backlog.subscriptions.iter().all(|subscription| subscription.topic != RAW || subscription.unsettled == 0) {
+        if backlog
+            .subscriptions
+            .iter()
+            .all(|subscription| subscription.topic != RAW || subscription.unsettled == 0)
+        {
             stores.flush.ask();
         }
         if said.elapsed() >= SAY {
@@ -63,7 +67,14 @@ fn say(backlog: &Backlog, health: &Health) {
         .filter(|subscription| subscription.unsettled > 0)
         .map(|subscription| format!("{}: {}", subscription.name, subscription.unsettled))
         .collect();
-    let trouble: Vec<_> =
-        health.stages().into_iter().filter_map(|(stage, reason)| Some(format!("{stage}: {}", reason?))).collect();
-    tracing::info!(open = open.join(", "), trouble = trouble.join("; "), "waiting until everything has arrived");
+    let trouble: Vec<_> = health
+        .stages()
+        .into_iter()
+        .filter_map(|(stage, reason)| Some(format!("{stage}: {}", reason?)))
+        .collect();
+    tracing::info!(
+        open = open.join(", "),
+        trouble = trouble.join("; "),
+        "waiting until everything has arrived"
+    );
 }

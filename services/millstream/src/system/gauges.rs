@@ -1,8 +1,8 @@
 //! Backlog figures for whoever watches.
 
 use connectors::Bus;
-use messagepipeline::metric_names::{BUS_BACKLOG, BUS_OLDEST_SECONDS};
 use messagepipeline::Shutdown;
+use messagepipeline::metric_names::{BUS_BACKLOG, BUS_OLDEST_SECONDS};
 use std::time::Duration;
 
 /// How often the figures are read. A scrape every 15 s then never sees one older than that.

@@ -68,12 +68,18 @@ impl System {
     ///
     /// # Errors
     /// When a store, the endpoint or a certificate cannot be used.
-    pub async fn open(config: &Config, plans: Plans, folder: &DataFolder, health: &Health) -> Result<Self, OpenError> {
+    pub async fn open(
+        config: &Config,
+        plans: Plans,
+        folder: &DataFolder,
+        health: &Health,
+    ) -> Result<Self, OpenError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let stores = open_stores(config, &plans, folder, health, &clock).await?;
         let archive = build_archive(config, plans.archive, &stores, health, &clock).await?;
         let warehouse = build_warehouse(config, plans.warehouse, &stores, health).await?;
-        let (enrichment, background) = build_enrichment(config, plans.enrichment, &stores, health, &clock).await?;
+        let (enrichment, background) =
+            build_enrichment(config, plans.enrichment, &stores, health, &clock).await?;
         let source = open_source(config, health, &clock).await?;
         let mut publishers = BTreeMap::new();
         for topic in plans.ingestion.topics() {
@@ -121,7 +127,8 @@ async fn build_archive(
     let archive = &config.icestore;
     // Room for the open groups and for the objects that are being made meanwhile.
     let bytes = archive.memory.as_usize() + 2 * archive.batch.bytes.as_usize();
-    let window = Window { messages: archive.max_in_flight as usize, bytes, max_attempts: archive.max_attempts };
+    let window =
+        Window { messages: archive.max_in_flight as usize, bytes, max_attempts: archive.max_attempts };
     let name = icestore_service::STAGE;
     Ok(plan.build(icestore_service::Parts {
         consumer: stores.bus.consumer(ENRICHED, name, window).await?,
@@ -194,8 +201,13 @@ async fn open_source(config: &Config, health: &Health, clock: &Arc<dyn Clock>) -
     let ingestion = &config.ingestion;
     if let Some(broker) = &ingestion.broker {
         let options = ingestion_service::broker_options(broker, ingestion);
-        let consumer =
-            connectors::broker(options, ids, Arc::clone(clock), health.stage("broker"), std::process::id().into())?;
+        let consumer = connectors::broker(
+            options,
+            ids,
+            Arc::clone(clock),
+            health.stage("broker"),
+            std::process::id().into(),
+        )?;
         return Ok(Source { consumer, address: None, endpoint: None });
     }
     let options = ingestion_service::endpoint_options(ingestion)

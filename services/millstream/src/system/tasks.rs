@@ -1,7 +1,7 @@
 //! Running the services, and stopping them in good order.
 
-use super::open::{Services, Stores, System};
 use super::gauges;
+use super::open::{Services, Stores, System};
 use messagepipeline::{ServiceError, Shutdown};
 use mqttconverter::endpoint::EndpointHandle;
 use service_kit::Tasks;

@@ -63,7 +63,10 @@ pub fn wait(child: &mut Child) -> ExitStatus {
 
 /// Standard output and standard error as text.
 pub fn texts(output: &Output) -> (String, String) {
-    (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 /// A running `millstream up`; killed when dropped.
@@ -274,7 +277,8 @@ pub fn get(port: u16, path: &str) -> (u16, String) {
 pub fn tool(test: &str, name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    let found = std::env::split_paths(&path).chain(extra).map(|folder| folder.join(name)).find(|file| file.is_file());
+    let found =
+        std::env::split_paths(&path).chain(extra).map(|folder| folder.join(name)).find(|file| file.is_file());
     if found.is_none() {
         assert!(
             std::env::var_os("MILLSTREAM_REQUIRE_SERVERS").is_none(),
