@@ -1,5 +1,12 @@
 //! Other people's MQTT clients, and a broker between.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use common::{

@@ -1,5 +1,12 @@
 //! Stopping and killing the program in the middle of its work.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use common::{

@@ -1,5 +1,12 @@
 //! Documents that are made from the code stay in step with it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests"
+)]
+
 use millstream::config::Config;
 use service_kit::config::{render_reference, schema};
 use std::path::PathBuf;

@@ -1,5 +1,12 @@
 //! What a new user does wrong, and what the program answers: the exit code, and a text that says what would be right.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use common::{Up, books, run, small_recording, texts, warehouse};

@@ -1,5 +1,12 @@
 //! The whole path as a person runs it: recordings in, rows and archive lines out, books balanced.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use common::{

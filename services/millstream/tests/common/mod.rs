@@ -9,10 +9,10 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest time any one step of a test may take; only a hang reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The program with a data folder and no configuration or environment of the machine's.
-pub fn millstream(folder: &Path) -> Command {
+pub(crate) fn millstream(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
     command.current_dir(folder).env_remove("PORT");
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MILLSTREAM_")) {
@@ -23,7 +23,7 @@ pub fn millstream(folder: &Path) -> Command {
 }
 
 /// Runs the program to its end.
-pub fn run(folder: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Output {
     let mut child = millstream(folder)
         .args(arguments)
         .stdin(Stdio::null())
@@ -46,7 +46,7 @@ fn read_aside(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<V
 }
 
 /// Waits for the process, and kills it when it hangs.
-pub fn wait(child: &mut Child) -> ExitStatus {
+pub(crate) fn wait(child: &mut Child) -> ExitStatus {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -62,7 +62,7 @@ pub fn wait(child: &mut Child) -> ExitStatus {
 }
 
 /// Standard output and standard error as text.
-pub fn texts(output: &Output) -> (String, String) {
+pub(crate) fn texts(output: &Output) -> (String, String) {
     (
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -70,18 +70,18 @@ pub fn texts(output: &Output) -> (String, String) {
 }
 
 /// A running `millstream up`; killed when dropped.
-pub struct Up {
+pub(crate) struct Up {
     child: Child,
     /// Port of the MQTT endpoint; 0 when it reads from a broker.
-    pub mqtt: u16,
+    pub(crate) mqtt: u16,
     /// Port of the admin server.
-    pub http: u16,
+    pub(crate) http: u16,
     stderr: Option<std::thread::JoinHandle<Vec<u8>>>,
 }
 
 impl Up {
     /// Starts it on free ports and waits until it says that it is ready.
-    pub fn start(folder: &Path, arguments: &[&str]) -> Self {
+    pub(crate) fn start(folder: &Path, arguments: &[&str]) -> Self {
         let mut child = millstream(folder)
             .args(["up", "--mqtt-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
             .args(arguments)
@@ -112,20 +112,20 @@ impl Up {
     }
 
     /// Sends a signal by its number.
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// Waits for its end; answers the status and what it said on standard error.
-    pub fn end(mut self) -> (ExitStatus, String) {
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let status = wait(&mut self.child);
         let said = self.stderr.take().unwrap().join().unwrap();
         (status, String::from_utf8_lossy(&said).into_owned())
     }
 
     /// SIGTERM, then the end.
-    pub fn stop(self) -> (ExitStatus, String) {
+    pub(crate) fn stop(self) -> (ExitStatus, String) {
         self.signal(rustix::process::Signal::TERM);
         self.end()
     }
@@ -146,7 +146,7 @@ fn port_of(address: &str) -> u16 {
 }
 
 /// The folder with the recordings, or a loud line and `None`.
-pub fn recordings(test: &str) -> Option<Vec<PathBuf>> {
+pub(crate) fn recordings(test: &str) -> Option<Vec<PathBuf>> {
     let Some(folder) = std::env::var_os("MILLSTREAM_RECORDINGS") else {
         eprintln!("LEFT OUT: {test}: MILLSTREAM_RECORDINGS names no folder with recordings");
         return None;
@@ -162,7 +162,7 @@ pub fn recordings(test: &str) -> Option<Vec<PathBuf>> {
 }
 
 /// All lines of gzip or plain files, in order.
-pub fn lines_of(files: &[PathBuf]) -> Vec<Vec<u8>> {
+pub(crate) fn lines_of(files: &[PathBuf]) -> Vec<Vec<u8>> {
     let mut lines = Vec::new();
     for file in files {
         let bytes = std::fs::read(file).unwrap();
@@ -178,7 +178,7 @@ pub fn lines_of(files: &[PathBuf]) -> Vec<Vec<u8>> {
 }
 
 /// A small recording made here: `count` messages of `devices` devices. Answers its path.
-pub fn small_recording(folder: &Path, name: &str, count: usize, devices: usize) -> PathBuf {
+pub(crate) fn small_recording(folder: &Path, name: &str, count: usize, devices: usize) -> PathBuf {
     let path = folder.join(name);
     let mut text = String::new();
     for n in 0..count {
@@ -193,10 +193,10 @@ pub fn small_recording(folder: &Path, name: &str, count: usize, devices: usize) 
 }
 
 /// Payloads with how often each is there.
-pub type Bag = BTreeMap<Vec<u8>, usize>;
+pub(crate) type Bag = BTreeMap<Vec<u8>, usize>;
 
 /// Counts payloads.
-pub fn bag(payloads: impl IntoIterator<Item = Vec<u8>>) -> Bag {
+pub(crate) fn bag(payloads: impl IntoIterator<Item = Vec<u8>>) -> Bag {
     let mut bag = Bag::new();
     for payload in payloads {
         *bag.entry(payload).or_default() += 1;
@@ -205,13 +205,13 @@ pub fn bag(payloads: impl IntoIterator<Item = Vec<u8>>) -> Bag {
 }
 
 /// A connection to the warehouse that only reads.
-pub fn warehouse(folder: &Path) -> rusqlite::Connection {
+pub(crate) fn warehouse(folder: &Path) -> rusqlite::Connection {
     let path = folder.join("data/warehouse.db");
     rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
 }
 
 /// All payloads in the warehouse.
-pub fn warehouse_payloads(folder: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn warehouse_payloads(folder: &Path) -> Vec<Vec<u8>> {
     let connection = warehouse(folder);
     let mut statement = connection.prepare("SELECT CAST(payload AS BLOB) FROM messages").unwrap();
     let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
@@ -219,7 +219,7 @@ pub fn warehouse_payloads(folder: &Path) -> Vec<Vec<u8>> {
 }
 
 /// Objects in the archive, as users would glob them.
-pub fn archive_objects(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn archive_objects(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.join("data/archive")];
     while let Some(folder) = folders.pop() {
@@ -234,7 +234,7 @@ pub fn archive_objects(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The exact payload bytes of all lines in the archive, from the `json` form.
-pub fn archive_payloads(folder: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn archive_payloads(folder: &Path) -> Vec<Vec<u8>> {
     #[derive(serde::Deserialize)]
     struct Line<'a> {
         #[serde(borrow)]
@@ -254,7 +254,7 @@ pub fn archive_payloads(folder: &Path) -> Vec<Vec<u8>> {
 }
 
 /// `books --json` of the stopped system and its exit code.
-pub fn books(folder: &Path) -> (serde_json::Value, Option<i32>) {
+pub(crate) fn books(folder: &Path) -> (serde_json::Value, Option<i32>) {
     let output = run(folder, &["books", "--json"]);
     let (stdout, stderr) = texts(&output);
     let report = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"));
@@ -262,7 +262,7 @@ pub fn books(folder: &Path) -> (serde_json::Value, Option<i32>) {
 }
 
 /// One HTTP GET on loopback; answers status and body.
-pub fn get(port: u16, path: &str) -> (u16, String) {
+pub(crate) fn get(port: u16, path: &str) -> (u16, String) {
     use std::io::Write;
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -274,7 +274,7 @@ pub fn get(port: u16, path: &str) -> (u16, String) {
 }
 
 /// A command of the machine's, or a loud line; an error where the servers are required.
-pub fn tool(test: &str, name: &str) -> Option<PathBuf> {
+pub(crate) fn tool(test: &str, name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
     let found =
