@@ -54,6 +54,7 @@ impl Default for IngestionConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointConfig {
     /// Address to listen on; port 0 picks a free one.
+    #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
     /// Allows listening beyond loopback with neither `tls` nor `users`. Anybody who reaches the port may then send.
     pub allow_insecure: bool,

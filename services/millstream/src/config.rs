@@ -63,6 +63,7 @@ impl Default for Config {
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
     /// Address to listen on; port 0 picks a free one.
+    #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
 }
 
@@ -124,5 +125,37 @@ fn load_from(
         overrides.push(Override::new("/log/format", word, "--log-format"));
     }
     let environment: HashMap<String, String> = std::env::vars().collect();
-    load(source, &environment, &overrides)
+    let loaded: Loaded<Config> = load(source, &environment, &overrides)?;
+    if loaded.value.ingestion.broker.is_none() {
+        return Ok(loaded);
+    }
+    overrides.extend(broker_overrides(&environment));
+    let loaded: Loaded<Config> = load(source, &environment, &overrides)?;
+    if environment.get(SKIP_VERIFY).is_some_and(|value| value == "true") {
+        let mut check = loaded.check();
+        let message = format!(
+            "{SKIP_VERIFY}=true is not followed: the broker's certificate is always verified; name its authority in tls.ca"
+        );
+        check.error("/ingestion/broker/tls", message);
+        check.finish()?;
+    }
+    Ok(loaded)
+}
+
+/// Variables that set-ups around an outside broker know, with the key each of them sets, in seconds.
+const BROKER_VARIABLES: [(&str, &str); 2] = [
+    ("MQTT_KEEP_ALIVE_SECONDS", "/ingestion/broker/keep_alive"),
+    ("MQTT_CONNECT_TIMEOUT_SECONDS", "/ingestion/broker/connect_timeout"),
+];
+/// Asks to trust whoever answers.
+const SKIP_VERIFY: &str = "MQTT_INSECURE_SKIP_VERIFY";
+
+fn broker_overrides(environment: &HashMap<String, String>) -> Vec<Override> {
+    let set = BROKER_VARIABLES.iter().filter_map(|(name, pointer)| {
+        let value = environment.get(*name)?.trim();
+        // A value that is no number is passed on as it is, to be refused under the variable's name.
+        let seconds = value.parse::<u32>().map_or_else(|_| value.to_owned(), |seconds| format!("{seconds}s"));
+        Some(Override::new(*pointer, seconds, *name))
+    });
+    set.collect()
 }

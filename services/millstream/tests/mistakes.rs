@@ -205,3 +205,18 @@ fn books_name_a_row_and_an_object_that_somebody_deleted_and_exit_3() {
     assert_eq!(code, Some(3));
     assert_eq!(report["unaccounted"].as_array().unwrap().len(), 50, "one object held them all");
 }
+
+#[test]
+fn the_brokers_environment_variables_are_followed_and_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = "ingestion:\n  broker: {url: \"mqtt://127.0.0.1:1\", client_id: a, allow_anonymous: true}\n";
+    std::fs::write(folder.path().join("millstream.yaml"), broker).unwrap();
+    let with = |name: &str, value: &str| {
+        let output =
+            common::millstream(folder.path()).args(["check", "--print-config"]).env(name, value).output();
+        texts(&output.unwrap())
+    };
+    assert!(with("MQTT_KEEP_ALIVE_SECONDS", "17").0.contains("keep_alive: 17s"));
+    assert!(with("MQTT_CONNECT_TIMEOUT_SECONDS", "soon").1.contains("MQTT_CONNECT_TIMEOUT_SECONDS"));
+    assert!(with("MQTT_INSECURE_SKIP_VERIFY", "true").1.contains("tls.ca"));
+}
