@@ -258,7 +258,7 @@ async fn at_qos_0_all_lines_arrive_on_a_connection_that_holds() {
 #[allow(clippy::disallowed_methods, reason = "tests learn from the environment where the recordings are")]
 fn recordings(test: &str) -> Vec<PathBuf> {
     let Ok(folder) = std::env::var("MILLSTREAM_RECORDINGS") else {
-        eprintln!("LEFT OUT: {test}: MILLSTREAM_RECORDINGS names no folder with recordings");
+        testkit::servers::say_left_out(test, "MILLSTREAM_RECORDINGS names no folder with recordings");
         return Vec::new();
     };
     let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
@@ -292,7 +292,8 @@ async fn the_real_recordings_arrive_byte_for_byte() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mosquitto_acknowledges_every_line_in_both_versions() {
     let Some(mosquitto) = feed_broker::Mosquitto::start(false).await else {
-        eprintln!("LEFT OUT: mosquitto_acknowledges_every_line_in_both_versions: mosquitto is not installed");
+        let _: Option<()> =
+            testkit::servers::left_out("mosquitto_acknowledges_every_line_in_both_versions", "mosquitto");
         return;
     };
     let folder = tempfile::tempdir().unwrap();
@@ -309,7 +310,8 @@ async fn mosquitto_acknowledges_every_line_in_both_versions() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_encrypted_connection_presents_its_certificate_and_trusts_only_the_authority_it_was_given() {
     let Some(mosquitto) = feed_broker::Mosquitto::start(true).await else {
-        eprintln!("LEFT OUT: an_encrypted_connection_presents_its_certificate: mosquitto is not installed");
+        let _: Option<()> =
+            testkit::servers::left_out("an_encrypted_connection_presents_its_certificate", "mosquitto");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

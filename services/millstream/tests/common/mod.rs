@@ -148,7 +148,7 @@ fn port_of(address: &str) -> u16 {
 /// The folder with the recordings, or a loud line and `None`.
 pub(crate) fn recordings(test: &str) -> Option<Vec<PathBuf>> {
     let Some(folder) = std::env::var_os("MILLSTREAM_RECORDINGS") else {
-        eprintln!("LEFT OUT: {test}: MILLSTREAM_RECORDINGS names no folder with recordings");
+        testkit::servers::say_left_out(test, "MILLSTREAM_RECORDINGS names no folder with recordings");
         return None;
     };
     let mut files: Vec<_> = std::fs::read_dir(&folder)
@@ -284,7 +284,7 @@ pub(crate) fn tool(test: &str, name: &str) -> Option<PathBuf> {
             std::env::var_os("MILLSTREAM_REQUIRE_SERVERS").is_none(),
             "{test}: {name} is required and not installed"
         );
-        eprintln!("LEFT OUT: {test}: {name} is not installed; tests/run installs it");
+        testkit::servers::say_left_out(test, &format!("{name} is not installed; tests/run installs it"));
     }
     found
 }
