@@ -190,8 +190,10 @@ impl Stage {
             return Fate::Returned;
         }
         self.metrics.dead_lettered(&self.name, &letters);
-        let first = letters.first().map(|letter| (letter.message.id, letter.detail.as_str()));
-        tracing::warn!(stage = %self.name, count = letters.len(), ?first, "messages went to the dead letters");
+        if let Some(first) = letters.first() {
+            let (id, why) = (first.message.id, first.detail.as_str());
+            tracing::warn!(stage = %self.name, count = letters.len(), %id, why, "messages went to the dead letters");
+        }
         Fate::Dead
     }
 

@@ -207,5 +207,6 @@ fn endpoint_mistake(mistake: mqttconverter::endpoint::Mistake) -> Mistake {
         "max_in_flight_bytes" => "max_in_flight_bytes".to_owned(),
         other => format!("mqtt.{other}"),
     };
-    Mistake { path, message: mistake.message }
+    let message = mistake.message.replace("max_packet_bytes", "mqtt.max_packet_size");
+    Mistake { path, message }
 }

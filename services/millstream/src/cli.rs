@@ -129,8 +129,9 @@ Examples:
   millstream up --feed day1.ndjson.gz --until-drained --report r.json    feed, drain, prove, stop
   millstream up --until-drained                                          finish what an earlier run left, then stop
 
-SIGTERM and Ctrl-C finish what is in flight, then stop; a second one stops at once. Nothing acknowledged is lost either
-way. To back up, stop it and copy the data folder.")]
+SIGTERM and Ctrl-C take nothing more, finish what the stages have in their hands, then stop; a second one stops at once.
+What lies on the bus by then goes on at the next start. Nothing acknowledged is lost either way. To back up, stop it and
+copy the data folder.")]
 pub struct UpArgs {
     /// Where devices connect; port 0 picks a free one [default: 127.0.0.1:1883]
     #[arg(long, value_name = "ADDR", env = "MILLSTREAM_MQTT_LISTEN", hide_env_values = true)]
@@ -177,7 +178,7 @@ pub struct PlayArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A recording is NDJSON, plain or gzip (told by its content): one line is one payload, byte for byte, without the line
-end. A FILE of - is standard input.
+end; empty lines are passed over. A FILE of - is standard input.
 
 Examples:
   millstream feed day1.ndjson.gz day2.ndjson.gz

@@ -200,6 +200,10 @@ fn books_name_a_row_and_an_object_that_somebody_deleted_and_exit_3() {
     assert_eq!(report["balanced"], false);
     assert_eq!(report["unaccounted"][0]["message_id"], lost.as_str());
     let objects = common::archive_objects(folder.path());
+    let copy = objects[0].with_file_name("copy.jsonl.gz");
+    std::fs::copy(&objects[0], &copy).unwrap();
+    refused(folder.path(), &["books", "--deep"], 3, &["copy.jsonl.gz"]);
+    std::fs::remove_file(copy).unwrap();
     std::fs::remove_file(&objects[0]).unwrap();
     let (report, code) = books(folder.path());
     assert_eq!(code, Some(3));

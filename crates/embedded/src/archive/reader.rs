@@ -186,6 +186,33 @@ impl ArchiveReader {
         }
     }
 
+    /// Files in the archive folder that the index does not list. Readers who glob the folder would count them.
+    ///
+    /// # Errors
+    /// When the index or a folder cannot be read.
+    pub fn foreign_files(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut listed = HashSet::new();
+        self.objects(&mut |object| {
+            listed.insert(self.folder.join(&object.name));
+            Ok(())
+        })?;
+        let mut foreign = Vec::new();
+        let mut folders = vec![self.folder.clone()];
+        while let Some(folder) = folders.pop() {
+            let failed = |error| Error::io("read", &folder, error);
+            for entry in std::fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let path = entry.path();
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    folders.push(path);
+                } else if !listed.contains(&path) {
+                    foreign.push(path);
+                }
+            }
+        }
+        Ok(foreign)
+    }
+
     /// Reads every object again and compares its lines with the index: ids, payloads, counts. An object that is
     /// damaged or gone is a problem, not an error.
     ///

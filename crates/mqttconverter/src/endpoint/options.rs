@@ -143,7 +143,7 @@ impl EndpointOptions {
             if !parsed.is_ok_and(|hash| hash.algorithm.as_str().starts_with("argon2")) {
                 wrong(
                     &format!("users[{index}].password_hash"),
-                    "is no Argon2 hash in PHC form; it starts with $argon2id$ (the program argon2 prints one with -e)"
+                    "is no Argon2 hash in PHC form; it starts with $argon2id$ and `millstream hash-password` prints one"
                         .to_owned(),
                 );
             }

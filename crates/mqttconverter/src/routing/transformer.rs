@@ -37,8 +37,9 @@ impl IngestTransformer {
     fn route(&self, original: &Message) -> Outcome<Routed> {
         let mqtt_topic = original.attributes.get(names::TOPIC).unwrap_or_default();
         let Some((route, topic)) = self.routes.find(mqtt_topic) else {
-            let detail =
-                format!("no route takes the MQTT topic `{mqtt_topic}`; add one, or a last one with filter #");
+            let detail = format!(
+                "no route takes the MQTT topic `{mqtt_topic}`; add one (`#` takes all topics but those that begin with $)"
+            );
             return Outcome::Fail(StageError::permanent(NO_ROUTE, detail));
         };
         let mut payload = Payload::new(&original.payload);

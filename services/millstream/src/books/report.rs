@@ -19,8 +19,10 @@ pub struct Report {
     pub archive: ArchiveLine,
     /// Dead letters by stage and reason.
     pub dead_letters: Vec<DeadLetterLine>,
-    /// Messages still on their way, by where they are.
+    /// Messages still on their way, by where they are. One message may be in several places.
     pub pending: Vec<PendingLine>,
+    /// Distinct messages still on their way, parked ones included.
+    pub pending_messages: u64,
     /// Ids without a final outcome; at most 100,000 are named.
     pub unaccounted: Vec<Unaccounted>,
     /// How many ids are unaccounted for, named or not.
@@ -103,12 +105,6 @@ pub struct PendingLine {
 }
 
 impl Report {
-    /// Messages still on their way, parked ones included.
-    #[must_use]
-    pub fn pending_count(&self) -> u64 {
-        self.pending.iter().map(|line| line.count).sum()
-    }
-
     /// The report for people.
     #[must_use]
     pub fn to_text(&self) -> String {
@@ -157,7 +153,7 @@ impl Report {
     /// The last line: what it means.
     #[must_use]
     pub fn verdict(&self) -> String {
-        match (self.balanced, self.unaccounted_count, self.pending_count()) {
+        match (self.balanced, self.unaccounted_count, self.pending_messages) {
             (true, _, 0) => "The books balance: every message that came in is accounted for.".to_owned(),
             (true, _, pending) => format!("The books balance; {pending} messages are still on their way."),
             (false, 0, pending) => format!(

@@ -76,12 +76,17 @@ impl<'f> Books<'f> {
         self.write(found, &damaged, running)
     }
 
-    /// Reads every archive object again; answers what is wrong with them, for people.
+    /// Reads every archive object again and looks for files beside them; answers what is wrong, for people.
     ///
     /// # Errors
     /// When the index cannot be read.
     pub fn verify_archive(&self) -> Result<Vec<String>, Error> {
-        Ok(self.archive.verify()?.problems)
+        let mut problems = self.archive.verify()?.problems;
+        let foreign = self.archive.foreign_files()?;
+        problems.extend(
+            foreign.iter().map(|path| format!("{}: not one of the archive's objects", path.display())),
+        );
+        Ok(problems)
     }
 
     fn look(&self) -> Result<(Reconciled, Vec<ObjectEntry>), Error> {
@@ -149,6 +154,7 @@ impl<'f> Books<'f> {
             },
             dead_letters: self.dead_letters()?,
             pending: pending.to_vec(),
+            pending_messages: found.pending,
             unaccounted: found.unaccounted,
             unaccounted_count: found.unaccounted_count,
         })

@@ -45,6 +45,11 @@ pub(super) fn run(common: &Common, arguments: &UpArgs) -> Result<Exit, Failure> 
         true => None,
         false => Some(own_playlist(&config, arguments)?),
     };
+    if let Some(path) = &arguments.report {
+        // Found out before the work and not after it.
+        std::fs::File::create(path)
+            .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
+    }
     let metrics = telemetry::init(&config.log, verbosity(common)).map_err(Failure::failed)?;
     for warning in &warnings {
         tracing::warn!("{warning}");
@@ -309,6 +314,12 @@ fn finish(arguments: &UpArgs, exit: Exit, report: &Report) -> Result<Exit, Failu
     }
     if arguments.until_drained {
         print(&report.to_text())?;
+    }
+    if report.unaccounted_count == 0 && report.pending_messages > 0 {
+        say(&format!(
+            "{} messages wait in the data folder; the next `up` goes on with them",
+            report.pending_messages
+        ));
     }
     if report.unaccounted_count > 0 {
         say(&report.verdict());
