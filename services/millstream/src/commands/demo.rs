@@ -61,6 +61,7 @@ pub(super) fn run(common: &Common, arguments: &DemoArgs) -> Result<Exit, Failure
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let work = Work::demo(fleet, arguments.messages, common.quiet);
     let (exit, report) = runtime.block_on(run_system(&config, plans, metrics, work))?;
+    let Some(report) = report else { return Ok(exit) };
     show(&config, &report)?;
     if report.unaccounted_count > 0 {
         return Ok(Exit::Unbalanced);

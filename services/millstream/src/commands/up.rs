@@ -62,9 +62,13 @@ pub(super) fn run(common: &Common, arguments: &UpArgs) -> Result<Exit, Failure> 
         qos: arguments.play.qos,
         connections: arguments.play.connections,
         quiet: common.quiet,
+        report: arguments.report.is_some(),
     };
     let (exit, report) = runtime.block_on(run_system(&config, plans, metrics, work))?;
-    finish(arguments, exit, &report)
+    match report {
+        Some(report) => finish(arguments, exit, &report),
+        None => Ok(exit),
+    }
 }
 
 /// Recordings for the endpoint of this process.
@@ -92,6 +96,7 @@ pub(super) struct Work {
     qos: u8,
     connections: u16,
     quiet: bool,
+    report: bool,
 }
 
 /// What is played into the endpoint.
@@ -104,7 +109,7 @@ impl Work {
     /// A simulated fleet, with a live view of how far its messages are, until all have arrived.
     pub(super) fn demo(fleet: Fleet, messages: u64, quiet: bool) -> Self {
         let play = Some(Play::Fleet { fleet: Box::new(fleet), messages });
-        Self { play, until_drained: true, qos: 1, connections: 4, quiet }
+        Self { play, until_drained: true, qos: 1, connections: 4, quiet, report: true }
     }
 }
 
@@ -114,7 +119,9 @@ pub(super) async fn run_system(
     plans: Plans,
     metrics: Metrics,
     work: Work,
-) -> Result<(Exit, Report), Failure> {
+) -> Result<(Exit, Option<Report>), Failure> {
+    // Reading all ids takes time on a large folder: a plain stop does not wait for it, `millstream books` does.
+    let wants_books = work.until_drained || work.report;
     let folder = DataFolder::open(&config.data)?;
     let (health, shutdown) = (Health::new(), Shutdown::new());
     let signals = Signals::os()?;
@@ -136,9 +143,11 @@ pub(super) async fn run_system(
 
     admin.stop().await;
     let closed = stores.close().await;
-    let report = Books::open(&folder, &config.bigquery.table)?.report(false)?;
-    drop(folder);
+    // Said before the books are read: what stopped a task may keep them from being read too.
     let ended = say_outcome(&outcome, closed, complete.load(Ordering::SeqCst));
+    let report =
+        if wants_books { Some(Books::open(&folder, &config.bigquery.table)?.report(false)?) } else { None };
+    drop(folder);
     Ok((ended, report))
 }
 
@@ -177,7 +186,7 @@ fn spawn_work(
     let (stores, health, shutdown, complete) =
         (stores.clone(), health.clone(), shutdown.clone(), Arc::clone(complete));
     tasks.spawn("feed and drain", async move {
-        let Work { play, until_drained, qos, connections, quiet } = work;
+        let Work { play, until_drained, qos, connections, quiet, .. } = work;
         let view = LiveView::new(quiet, &play);
         if let (Some(play), Some(mqtt)) = (play, mqtt) {
             let options = FeedOptions { qos, connections, ..FeedOptions::new(reachable(mqtt)) };
