@@ -69,7 +69,9 @@ impl Membership {
             // its own, and the letter is its outcome.
             return Vec::new();
         }
-        let ended_before = self.has_any(&[EndedIngestion, EndedEnrichment]);
+        // An ending excuses what lies behind its stage only if the message did not pass that stage all the same.
+        let ended_before = (self.has(EndedIngestion) && !self.has(Raw))
+            || (self.has(EndedEnrichment) && !self.has(Enriched));
         let on_the_way = self.has_any(&[PendingEnrichment, Parked]);
         let mut missing = Vec::new();
         if !(ended_before || on_the_way || self.has_any(&[Warehouse, EndedWarehouse, PendingWarehouse])) {
@@ -280,5 +282,16 @@ mod tests {
             source(Set::EndedWarehouse, &[8]),
         ]);
         assert_eq!(found.unaccounted, []);
+    }
+
+    #[test]
+    fn an_ending_does_not_excuse_a_message_that_went_on_behind_it() {
+        let found = run(vec![
+            source(Set::Raw, &[1, 2]),
+            source(Set::EndedIngestion, &[1]),
+            source(Set::EndedEnrichment, &[2]),
+            source(Set::Enriched, &[1, 2]),
+        ]);
+        assert_eq!(found.unaccounted_count, 2);
     }
 }
