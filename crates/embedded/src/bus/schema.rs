@@ -9,7 +9,7 @@ use messagepipeline::ErrorClass;
 /// `auto_vacuum=INCREMENTAL`: pages that trimming frees are used again, so the file stays as large as the largest
 /// backlog was; after a long outage of a sink they are given back to the file system in small steps.
 pub(super) const SCHEMA: Schema =
-    Schema { kind: "bus", application_id: 0x4d53_4255, shrinks: true, migrations: &[FORMAT_1] };
+    Schema { kind: "bus", application_id: 0x4d53_4255, shrinks: true, migrations: &[FORMAT_1, FORMAT_2] };
 
 const FORMAT_1: &str = "
 CREATE TABLE topics (
@@ -83,6 +83,36 @@ CREATE TABLE starts (                      -- one row: how the process before th
     unclean INTEGER NOT NULL               -- unclean starts in a row
 ) STRICT;
 INSERT INTO starts VALUES (1, 0, 0);
+";
+
+/// Dead letters as a queue of work: what became of each, and how much there is. Only `dead` ones keep their payload.
+const FORMAT_2: &str = "
+ALTER TABLE dead_letters ADD COLUMN first_dead_at TEXT;                -- when it was given up the first time
+ALTER TABLE dead_letters ADD COLUMN retries INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE dead_letters ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;  -- payload, attributes, enrichment and detail
+ALTER TABLE dead_letters ADD COLUMN ended_at TEXT;                     -- when a person retried or dropped it
+ALTER TABLE dead_letters ADD COLUMN ended_by TEXT;
+ALTER TABLE dead_letters ADD COLUMN ended_why TEXT;
+UPDATE dead_letters SET first_dead_at = dead_at, bytes = octet_length(payload) + octet_length(attributes)
+    + coalesce(octet_length(enrichment), 0) + octet_length(detail);
+CREATE INDEX dead_letters_by_id ON dead_letters (id);
+CREATE TABLE dead_letter_totals (          -- one row: the letters in state 'dead', kept by the triggers below
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    letters INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) STRICT;
+INSERT INTO dead_letter_totals SELECT 1, count(*), coalesce(sum(bytes), 0) FROM dead_letters WHERE state = 'dead';
+CREATE TRIGGER dead_letter_added AFTER INSERT ON dead_letters WHEN new.state = 'dead' BEGIN
+    UPDATE dead_letter_totals SET letters = letters + 1, bytes = bytes + new.bytes;
+END;
+CREATE TRIGGER dead_letter_changed AFTER UPDATE OF state, bytes ON dead_letters BEGIN
+    UPDATE dead_letter_totals SET
+        letters = letters + (new.state = 'dead') - (old.state = 'dead'),
+        bytes = bytes + iif(new.state = 'dead', new.bytes, 0) - iif(old.state = 'dead', old.bytes, 0);
+END;
+CREATE TRIGGER dead_letter_removed AFTER DELETE ON dead_letters WHEN old.state = 'dead' BEGIN
+    UPDATE dead_letter_totals SET letters = letters - 1, bytes = bytes - old.bytes;
+END;
 ";
 
 /// The statements of one topic, whose tables carry its name.
