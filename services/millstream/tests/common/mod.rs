@@ -61,6 +61,15 @@ pub(crate) fn wait(child: &mut Child) -> ExitStatus {
     }
 }
 
+/// Looks until `is_so`; a hang fails with `what` was waited for.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Standard output and standard error as text.
 pub(crate) fn texts(output: &Output) -> (String, String) {
     (
@@ -82,7 +91,12 @@ pub(crate) struct Up {
 impl Up {
     /// Starts it on free ports and waits until it says that it is ready.
     pub(crate) fn start(folder: &Path, arguments: &[&str]) -> Self {
-        let mut child = millstream(folder)
+        Self::launch(millstream(folder), arguments)
+    }
+
+    /// [`Up::start`] with a command of the test's own making, as from [`millstream`].
+    pub(crate) fn launch(mut command: Command, arguments: &[&str]) -> Self {
+        let mut child = command
             .args(["up", "--mqtt-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
             .args(arguments)
             .stdin(Stdio::null())
@@ -109,6 +123,11 @@ impl Up {
         let status = wait(&mut up.child);
         let said = up.stderr.take().unwrap().join().unwrap();
         panic!("up ended with {status} before it was ready:\n{}", String::from_utf8_lossy(&said));
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal by its number.
