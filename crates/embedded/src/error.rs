@@ -109,6 +109,18 @@ impl Error {
         }
     }
 
+    /// The same error of a failed write, with what the system says about the folder. SQLite calls most of that an I/O
+    /// error.
+    pub(crate) fn of_write(self) -> Self {
+        match self {
+            Self::Database { path, source } => match unwritable(&path, &source) {
+                Some(error) => Self::io("write to", path, io::Error::from_raw_os_error(error)),
+                None => Self::Database { path, source },
+            },
+            other => other,
+        }
+    }
+
     /// What repeating the operation would bring.
     #[must_use]
     pub fn class(&self) -> ErrorClass {
@@ -129,8 +141,11 @@ impl Error {
     pub fn reason(&self) -> Cow<'static, str> {
         match self {
             Self::Database { source, .. } => database_reason(source).into(),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "disk-full".into(),
-            Self::Io { .. } => "file-system".into(),
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk-full".into(),
+                io::ErrorKind::ReadOnlyFilesystem => "read-only".into(),
+                _ => "file-system".into(),
+            },
             Self::NewerFormat { .. } => "newer-format".into(),
             Self::ForeignFile { .. } => "foreign-file".into(),
             Self::Inconsistent { .. } => "inconsistent".into(),
@@ -157,6 +172,16 @@ fn place(path: &Path) -> String {
     if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) }
 }
 
+/// Why the folder of the database `file` cannot be written, as the system's error number, when `error` leaves that open.
+pub(crate) fn unwritable(file: &Path, error: &rusqlite::Error) -> Option<i32> {
+    let is_vague = matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly)
+    );
+    let folder = file.parent().filter(|_| is_vague)?;
+    crate::folder::try_writing(folder).err()?.raw_os_error()
+}
+
 fn database_class(error: &rusqlite::Error) -> ErrorClass {
     match error.sqlite_error_code() {
         Some(
@@ -178,6 +203,7 @@ fn database_class(error: &rusqlite::Error) -> ErrorClass {
 fn database_reason(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => "disk-full",
+        Some(ErrorCode::SystemIoFailure) => "disk-error",
         Some(ErrorCode::ReadOnly) => "read-only",
         Some(
             ErrorCode::PermissionDenied | ErrorCode::CannotOpen | ErrorCode::AuthorizationForStatementDenied,
@@ -197,6 +223,9 @@ fn explain(error: &rusqlite::Error) -> String {
         "corrupt" => {
             "the file is damaged: restore it from a copy, or recover it with `sqlite3 FILE .recover`"
         }
+        "disk-error" => {
+            "the disk reports an error: look into the system's log; what was acknowledged stays, the rest is tried again"
+        }
         "busy" => "another process holds the file locked: end its transaction, the write is tried again",
         _ => return error.to_string(),
     };
@@ -214,9 +243,11 @@ fn io_class(error: &io::Error) -> ErrorClass {
 
 fn advise(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull => ": free space, work goes on by itself",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            ": check the permissions of the file and its folder"
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": free space, work goes on by itself",
+        io::ErrorKind::PermissionDenied => ": check the permissions of the file and its folder",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            ": the file system is read-only; the system's log says why. Once it is remounted writable, work goes on by \
+             itself"
         }
         _ => "",
     }

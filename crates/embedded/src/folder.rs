@@ -61,7 +61,7 @@ impl DataFolder {
         fs::create_dir_all(&root).map_err(|error| Error::io("create the data folder", &root, error))?;
         refuse_foreign(&root)?;
         let lock = take_lock(&root)?;
-        try_writing(&root)?;
+        try_writing(&root).map_err(|error| Error::io("write to the data folder", &root, error))?;
         migrate(&root, MIGRATIONS)?;
         for folder in ["archive", "archive-tmp"] {
             let folder = root.join(folder);
@@ -239,11 +239,16 @@ fn locked(root: &Path, file: &mut File) -> Error {
     )
 }
 
-/// Creates and removes a file: the lock file may be writable in a folder that is not.
-fn try_writing(root: &Path) -> Result<(), Error> {
-    let probe = root.join(".write-test");
-    let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
-    written.map_err(|error| Error::io("write to the data folder", root, error))
+/// Whether a file with something in it can be made in `folder`; it is gone when this returns. The lock file and the
+/// databases may be writable in a folder that is not.
+pub(crate) fn try_writing(folder: &Path) -> io::Result<()> {
+    let probe = folder.join(".write-test");
+    let written = File::create(&probe).and_then(|mut file| file.write_all(b"something\n"));
+    match fs::remove_file(&probe) {
+        // Another store's probe was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => written,
+        removed => written.and(removed),
+    }
 }
 
 fn newest(migrations: &[Migration]) -> i64 {

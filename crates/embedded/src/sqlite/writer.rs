@@ -2,8 +2,10 @@
 
 use super::BUSY_TIMEOUT;
 use crate::Error;
+use crate::error::unwritable;
 use messagepipeline::metric_names::COMMIT_SECONDS;
 use rusqlite::Connection;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -258,7 +260,7 @@ where
             Err(_) => Err(Error::Panicked { path: path.to_owned() }),
         };
         let ran = Ran::of(&result);
-        self.result = Some(result);
+        self.result = Some(result.map_err(Error::of_write));
         ran
     }
 
@@ -380,8 +382,13 @@ impl Worker {
             let mut done: Vec<Box<dyn Job>> = Vec::with_capacity(waiting.len());
             let mut background = None;
             let outcome = self.run_transaction(&mut waiting, &mut done, &mut background);
-            let outcome = outcome.map_err(|source| (self.path.to_path_buf(), source));
-            let outcome = || outcome.clone().map_err(|(path, source)| Error::Database { path, source });
+            let unwritable = outcome.as_ref().err().and_then(|error| unwritable(&self.path, error));
+            let outcome = || {
+                outcome.clone().map_err(|source| match unwritable {
+                    Some(why) => Error::io("write to", &*self.path, io::Error::from_raw_os_error(why)),
+                    None => Error::Database { path: self.path.to_path_buf(), source },
+                })
+            };
             self.background_failed = match background {
                 Some(written) => {
                     let result = written.and_then(|()| outcome());
