@@ -9,7 +9,7 @@ use messagepipeline::ErrorClass;
 /// `auto_vacuum=INCREMENTAL`: pages that trimming frees are used again, so the file stays as large as the largest
 /// backlog was; after a long outage of a sink they are given back to the file system in small steps.
 pub(super) const SCHEMA: Schema =
-    Schema { kind: "bus", application_id: 0x4d53_4255, shrinks: true, migrations: &[FORMAT_1, FORMAT_2] };
+    Schema { kind: "bus", application_id: 0x4d53_4255, shrinks: true, migrations: &[FORMAT_1, FORMAT_2, FORMAT_3] };
 
 const FORMAT_1: &str = "
 CREATE TABLE topics (
@@ -115,6 +115,25 @@ CREATE TRIGGER dead_letter_removed AFTER DELETE ON dead_letters WHEN old.state =
 END;
 ";
 
+const FORMAT_3: &str = "
+CREATE TABLE floors (                      -- how far a topic's messages were settled, noted from time to time
+    topic INTEGER NOT NULL REFERENCES topics(id),
+    at INTEGER NOT NULL,                   -- microseconds since 1970
+    floor INTEGER NOT NULL,                -- every message up to this number was settled by then
+    PRIMARY KEY (topic, at)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE folded (                      -- ids that are not kept one by one any more
+    place TEXT PRIMARY KEY,                -- 'topic:raw', 'stored:warehouse', 'skipped:enrichment'
+    count INTEGER NOT NULL,
+    digest INTEGER NOT NULL                -- sum of the ids' fingerprints modulo 2^64, as a signed number
+) STRICT, WITHOUT ROWID;
+CREATE TABLE folding (                     -- one row: the last fold, until every store has heard of it
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    horizon INTEGER NOT NULL,              -- microseconds since 1970: what is folded was settled before
+    ids BLOB NOT NULL                      -- 16 bytes each
+) STRICT;
+";
+
 /// The statements of one topic, whose tables carry its name.
 #[derive(Debug)]
 pub(super) struct TopicSql {
@@ -127,6 +146,7 @@ pub(super) struct TopicSql {
     pub(super) weigh: String,
     pub(super) trim: String,
     pub(super) moved: String,
+    pub(super) forget: String,
 }
 
 /// The columns of a log table in the order in which rows are read.
@@ -156,6 +176,7 @@ impl TopicSql {
             ),
             trim: format!("DELETE FROM {log} WHERE seq <= ?1"),
             moved: format!("UPDATE {ids} SET seq = ?2 WHERE id = ?1"),
+            forget: format!("DELETE FROM {ids} WHERE id = ?1"),
         })
     }
 }
