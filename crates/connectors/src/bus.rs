@@ -2,7 +2,7 @@
 
 use crate::{BusConfig, BusKind, ConnectError, Window};
 use ::enrichment::ParkingLot;
-use embedded::bus::{Backlog, ConsumerOptions};
+use embedded::bus::{Backlog, ConsumerOptions, LetterQueue};
 use embedded::folder::DataFolder;
 use messagepipeline::{BoxConsumer, Clock, DeadLetters, Publisher};
 use std::sync::Arc;
@@ -79,6 +79,12 @@ impl Bus {
         let subscription =
             self.inner.subscription(&topic, subscription, self.config.subscription(window)).await?;
         Ok(Arc::new(self.inner.dead_letters(Some(&subscription))))
+    }
+
+    /// The dead letters, to be retried or dropped.
+    #[must_use]
+    pub fn letter_queue(&self) -> LetterQueue {
+        self.inner.letter_queue()
     }
 
     /// Where messages of unknown devices wait.

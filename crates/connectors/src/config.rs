@@ -13,6 +13,8 @@ pub struct BusConfig {
     pub kind: BusKind,
     /// Bytes of unsettled messages that one topic may hold. At this size publishing waits; nothing is dropped.
     pub max_size: ByteSize,
+    /// How much the dead letters may hold.
+    pub dead_letters: DeadLetterConfig,
     /// How long a service may hold a message without a verdict before the message is delivered again.
     pub lease: Duration,
     /// Pause before a message that failed is delivered again; it doubles with each failure.
@@ -26,6 +28,7 @@ impl Default for BusConfig {
         Self {
             kind: BusKind::default(),
             max_size: ByteSize::from_gib(64),
+            dead_letters: DeadLetterConfig::default(),
             lease: Duration::from_mins(10),
             redelivery_min: Duration::from_millis(100),
             redelivery_max: Duration::from_mins(1),
@@ -35,7 +38,12 @@ impl Default for BusConfig {
 
 impl BusConfig {
     pub(crate) fn options(&self, max_parked: u64) -> BusOptions {
-        BusOptions { max_topic_bytes: self.max_size.bytes(), max_parked }
+        BusOptions {
+            max_topic_bytes: self.max_size.bytes(),
+            max_parked,
+            max_dead_letters: self.dead_letters.max_count,
+            max_dead_letter_bytes: self.dead_letters.max_size.bytes(),
+        }
     }
 
     pub(crate) fn subscription(&self, window: Window) -> SubscriptionOptions {
@@ -47,6 +55,23 @@ impl BusConfig {
             nack_delay_max: self.redelivery_max.get(),
             max_attempts: window.max_attempts,
         }
+    }
+}
+
+/// The bounds of the dead letters that wait for a person. At a bound a stage keeps what it would give up, says so in
+/// `/readyz`, and goes on when letters were retried or dropped; nothing is lost.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeadLetterConfig {
+    /// How many.
+    pub max_count: u64,
+    /// Bytes of their payloads, attributes and reasons.
+    pub max_size: ByteSize,
+}
+
+impl Default for DeadLetterConfig {
+    fn default() -> Self {
+        Self { max_count: 1_000_000, max_size: ByteSize::from_gib(4) }
     }
 }
 

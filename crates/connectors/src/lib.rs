@@ -10,7 +10,7 @@ mod mqtt;
 mod stores;
 
 pub use bus::Bus;
-pub use config::{BusConfig, BusKind, Window};
+pub use config::{BusConfig, BusKind, DeadLetterConfig, Window};
 pub use error::ConnectError;
 pub use mqtt::{broker, endpoint};
 pub use stores::{archive, registry, warehouse};

@@ -3,8 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use embedded::bus::{
-    Bus, BusConsumer, BusOptions, BusReader, CONFLICTING_ID, ConsumerOptions, KILLS_PROCESS, LetterFilter,
-    Sighting, Subscription, SubscriptionOptions, Topic,
+    Bus, BusConsumer, BusOptions, BusReader, CONFLICTING_ID, ConsumerOptions, Decision, KILLS_PROCESS,
+    LetterFilter, LetterPage, LetterQueue, Sighting, StoredLetter, Subscription, SubscriptionOptions, Topic,
 };
 use enrichment::{Parked, ParkingLot, Placed};
 use messagepipeline::{
@@ -212,13 +212,113 @@ async fn a_retried_letter_comes_back_to_the_subscription_that_gave_up_and_to_no_
     rig.bus.dead_letters(Some(&rig.left)).put(vec![letter(&published[0], "poison")]).await.unwrap();
     rig.settle(&rig.left, 1, Verdict::Ack).await;
     rig.settle(&rig.right, 2, Verdict::Ack).await;
-    rig.bus.retry_dead_letter("left", published[0].id).await.unwrap();
+    assert_eq!(retry(&rig.bus.letter_queue()).await.done, 1);
     assert_eq!(rig.unsettled(&rig.right).await, 0);
     let again = rig.settle(&rig.left, 1, Verdict::Ack).await;
     assert_eq!((again[0].id, &again[0].payload), (published[0].id, &published[0].payload));
-    let error = rig.bus.retry_dead_letter("left", published[0].id).await.unwrap_err();
-    assert_eq!(error.reason(), "no-such-letter");
+    assert_eq!(&again[0].attributes, &published[0].attributes);
+    assert_eq!(again[0].attempt, 1, "attempts begin anew");
+    assert_eq!(retry(&rig.bus.letter_queue()).await.done, 0, "retried twice");
     assert_eq!(rig.bus.backlog().await.unwrap().topics[0].published.count, 2);
+}
+
+async fn retry(queue: &LetterQueue) -> LetterPage {
+    queue.retry(LetterFilter::default(), None, Decision::default()).await.unwrap()
+}
+
+fn stored_letter(rig: &Rig, id: MessageId) -> StoredLetter {
+    BusReader::open(rig.path()).unwrap().dead_letter(id).unwrap().remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retried_message_that_fails_again_is_a_letter_again_with_its_bytes_and_the_count_of_retries() {
+    let rig = Rig::new(BusOptions::default()).await;
+    let published = messages(1);
+    rig.publish(&published).await;
+    let dead = rig.bus.dead_letters(Some(&rig.left));
+    dead.put(vec![letter(&published[0], "poison")]).await.unwrap();
+    retry(&rig.bus.letter_queue()).await;
+    assert_eq!(stored_letter(&rig, published[0].id).state, "retried");
+    dead.put(vec![letter(&published[0], "still poison")]).await.unwrap();
+    assert_eq!(rig.unsettled(&rig.left).await, 0);
+    let again = stored_letter(&rig, published[0].id);
+    assert_eq!((again.state.as_str(), again.reason.as_str(), again.retries), ("dead", "still poison", 1));
+    assert_eq!(again.message.payload, published[0].payload);
+    assert_eq!(again.message.attributes, published[0].attributes);
+    assert!(again.first_dead_at < again.dead_at && again.ended.is_none(), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_neighbour_that_still_owes_the_message_is_not_settled_by_a_retry() {
+    let rig = Rig::new(BusOptions::default()).await;
+    let published = messages(1);
+    rig.publish(&published).await;
+    rig.bus.dead_letters(Some(&rig.left)).put(vec![letter(&published[0], "poison")]).await.unwrap();
+    retry(&rig.bus.letter_queue()).await;
+    let owed = |rig: &Rig, subscription: &str| {
+        let books = BusReader::open(rig.path()).unwrap();
+        books.unsettled_ids("raw", subscription).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    for subscription in ["left", "right"] {
+        assert_eq!(owed(&rig, subscription), [published[0].id], "{subscription}");
+    }
+    rig.settle(&rig.right, 2, Verdict::Ack).await;
+    rig.settle(&rig.left, 1, Verdict::Ack).await;
+    log_shrinks_to(&rig.path(), 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_are_retried_once_whoever_asks_and_without_a_running_bus() {
+    let rig = Rig::new(BusOptions::default()).await;
+    let published = messages(600);
+    rig.publish(&published).await;
+    let letters = published.iter().map(|message| letter(message, "poison")).collect();
+    rig.bus.dead_letters(Some(&rig.left)).put(letters).await.unwrap();
+    rig.settle(&rig.right, 600, Verdict::Ack).await;
+    rig.bus.close().await.unwrap();
+    let queues = [(); 2].map(|()| LetterQueue::open(&rig.path(), Arc::new(SystemClock)).unwrap());
+    let ask = async |queue: &LetterQueue| {
+        let (mut done, mut after) = (0, None);
+        loop {
+            let page = queue.retry(LetterFilter::default(), after, Decision::default()).await.unwrap();
+            done += page.done;
+            after = page.next;
+            if after.is_none() {
+                return done;
+            }
+        }
+    };
+    let (one, other) = tokio::join!(ask(&queues[0]), ask(&queues[1]));
+    assert_eq!(one + other, 600);
+    for queue in queues {
+        queue.close().await.unwrap();
+    }
+    let next = Rig::at(rig.folder, BusOptions::default()).await;
+    assert_eq!(next.unsettled(&next.right).await, 0);
+    assert_eq!(ids(&next.settle(&next.left, 600, Verdict::Ack).await), ids(&published));
+    assert_eq!(next.unsettled(&next.left).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_their_bound_the_dead_letters_take_no_more_until_some_are_dropped() {
+    let bound = BusOptions { max_dead_letters: 2, ..BusOptions::default() };
+    let rig = Rig::new(bound).await;
+    let published = messages(3);
+    rig.publish(&published).await;
+    let dead = rig.bus.dead_letters(Some(&rig.left));
+    dead.put(published[..2].iter().map(|message| letter(message, "poison")).collect()).await.unwrap();
+    let refused = dead.put(vec![letter(&published[2], "poison")]).await.unwrap_err();
+    assert_eq!((refused.class(), refused.reason()), (ErrorClass::Transient, "dead-letters-full"));
+    assert_eq!(rig.unsettled(&rig.left).await, 1, "what has no letter is still owed");
+    let one = LetterFilter { ids: vec![published[0].id], ..LetterFilter::default() };
+    let decision = Decision { by: "ann".to_owned(), why: Some("broken sensor".to_owned()) };
+    let page = rig.bus.letter_queue().drop_letters(one, None, decision).await.unwrap();
+    assert_eq!(page.done, 1);
+    dead.put(vec![letter(&published[2], "poison")]).await.unwrap();
+    let dropped = stored_letter(&rig, published[0].id);
+    let ending = dropped.ended.unwrap();
+    assert_eq!((dropped.state.as_str(), ending.by.as_str()), ("dropped", "ann"));
+    assert_eq!((ending.why.as_deref(), dropped.message.payload.len()), (Some("broken sensor"), 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 //! Everything streams in pages, so that millions of ids need no memory.
 
 use super::dead_letters::{LETTER_COLUMNS, StoredLetter, read_letter};
+use super::letter_queue::{LetterFilter, LetterKey, WHERE};
 use super::rows::{id_of, signed, unsigned};
 use super::runs::Runs;
 use super::schema::{SCHEMA, TopicSql};
@@ -10,7 +11,7 @@ use super::{TopicFigures, parked, read_settled};
 use crate::Error;
 use crate::sqlite::open_reader;
 use messagepipeline::{Digest, ErrorClass, MessageId};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use std::path::{Path, PathBuf};
 
 /// Ids read at once.
@@ -45,17 +46,6 @@ pub struct LetterCount {
     pub state: String,
     /// How many.
     pub count: u64,
-}
-
-/// Which dead letters to list; an absent field means all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LetterFilter {
-    /// Of this stage.
-    pub stage: Option<String>,
-    /// For this reason.
-    pub reason: Option<String>,
-    /// In this state: `dead`, `retried`, `dropped`.
-    pub state: Option<String>,
 }
 
 /// One fact that the file knows about a message.
@@ -253,19 +243,24 @@ impl BusReader {
     pub fn dead_letters(
         &self,
         filter: &LetterFilter,
-        after: Option<(&str, MessageId)>,
+        after: Option<&LetterKey>,
         limit: usize,
     ) -> Result<Vec<StoredLetter>, Error> {
-        let sql = format!(
-            "SELECT {LETTER_COLUMNS} FROM dead_letters \
-             WHERE (stage, id) > (?1, ?2) AND (?3 IS NULL OR stage = ?3) AND (?4 IS NULL OR reason = ?4) \
-                 AND (?5 IS NULL OR state = ?5) \
-             ORDER BY stage, id LIMIT ?6"
-        );
-        let (stage, id) =
-            after.map_or((String::new(), String::new()), |(s, id)| (s.to_owned(), id.to_string()));
         let limit = signed(limit as u64);
-        self.list(&sql, params![stage, id, filter.stage, filter.reason, filter.state, limit], read_letter)
+        let sql = format!(
+            "SELECT {LETTER_COLUMNS} FROM dead_letters WHERE {WHERE} ORDER BY stage, id LIMIT {limit}"
+        );
+        self.list(&sql, params_from_iter(filter.values(after)), read_letter)
+    }
+
+    /// How many dead letters `filter` names.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn count_dead_letters(&self, filter: &LetterFilter) -> Result<u64, Error> {
+        let sql = format!("SELECT count(*) FROM dead_letters WHERE {WHERE}");
+        let counts = self.list(&sql, params_from_iter(filter.values(None)), |row| row.get(0))?;
+        Ok(counts.first().copied().map_or(0, unsigned))
     }
 
     /// The dead letters of one message id; more than one when several stages gave it up.
@@ -358,7 +353,11 @@ impl BusReader {
         Ok(Position { topic: topic.to_owned(), cursor: unsigned(cursor), settled })
     }
 
-    fn list<T>(
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn list<T>(
         &self,
         sql: &str,
         params: impl rusqlite::Params,
@@ -369,7 +368,7 @@ impl BusReader {
         rows.collect::<rusqlite::Result<_>>().map_err(|error| self.located(error))
     }
 
-    fn located(&self, error: rusqlite::Error) -> Error {
+    pub(super) fn located(&self, error: rusqlite::Error) -> Error {
         Error::from(error).at(&self.path)
     }
 }

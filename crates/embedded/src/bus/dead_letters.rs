@@ -1,10 +1,10 @@
 //! Dead letters and skips, kept in the transaction that settles their messages.
 
-use super::Bus;
 use super::housekeeping::add_settled;
-use super::publisher::{fingerprint, stored_bytes};
+use super::publisher::fingerprint;
 use super::rows::{RowReader, Rows, signed, unsigned};
-use super::state::{Shared, SubscriptionState, TopicState};
+use super::state::SubscriptionState;
+use super::{Bus, BusOptions};
 use crate::Error;
 use crate::sqlite::Writer;
 use futures_util::future::BoxFuture;
@@ -26,11 +26,14 @@ pub const CONFLICTING_ID: &str = "conflicting_id";
 /// A letter of reason [`ID_CONFLICT`] carries an id of its own, because the message's id belongs to the message that
 /// was stored first; [`CONFLICTING_ID`] names that one. The new id follows from the old one and the payload, so
 /// that the same letter put again is the same letter.
+///
+/// At the bounds of [`super::BusOptions`] nothing more is taken: the stage keeps the message, says so and tries again.
 #[derive(Clone, Debug)]
 pub struct BusDeadLetters {
     subscription: Option<Arc<SubscriptionState>>,
     writer: Writer,
     clock: Arc<dyn Clock>,
+    limits: (u64, u64),
 }
 
 impl BusDeadLetters {
@@ -38,8 +41,10 @@ impl BusDeadLetters {
         subscription: Option<Arc<SubscriptionState>>,
         writer: Writer,
         clock: Arc<dyn Clock>,
+        options: &BusOptions,
     ) -> Self {
-        Self { subscription, writer, clock }
+        let limits = (options.max_dead_letters, options.max_dead_letter_bytes);
+        Self { subscription, writer, clock, limits }
     }
 
     /// Runs `work`, which answers with the numbers it has settled in the store.
@@ -63,8 +68,9 @@ impl BusDeadLetters {
 impl DeadLetters for BusDeadLetters {
     fn put(&self, letters: Vec<DeadLetter>) -> BoxFuture<'_, Result<(), StageError>> {
         let bytes = letters.iter().map(|letter| letter.message.weight() + letter.detail.len()).sum();
-        let now = self.clock.now();
+        let (now, limits) = (self.clock.now(), self.limits);
         Box::pin(self.write(bytes, move |connection, subscription| {
+            refuse_beyond(connection, limits)?;
             let mut settled = Vec::new();
             for letter in &letters {
                 insert_letter(connection, letter, subscription, now)?;
@@ -87,6 +93,26 @@ impl DeadLetters for BusDeadLetters {
             Ok(settled)
         }))
     }
+}
+
+/// Letters that wait for a person, and their bytes.
+pub(super) fn totals(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
+    let mut read = connection.prepare_cached("SELECT letters, bytes FROM dead_letter_totals")?;
+    read.query_row([], |row| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?))))
+}
+
+/// Refuses further letters at the bound. A call that begins below it may pass it: by what one call brings, which the
+/// stage's window bounds.
+fn refuse_beyond(connection: &Connection, (max_letters, max_bytes): (u64, u64)) -> Result<(), Error> {
+    let (letters, bytes) = totals(connection)?;
+    if letters < max_letters && bytes < max_bytes {
+        return Ok(());
+    }
+    let detail = format!(
+        "the dead letters are full ({letters} letters, {bytes} bytes): `millstream dead-letters retry` or `drop` makes \
+         room, bus.dead_letters raises the bound"
+    );
+    Err(Error::refused(ErrorClass::Transient, "dead-letters-full", detail))
 }
 
 /// Reason word of a message that was handed out alone, more than once, and the process died each time.
@@ -158,14 +184,9 @@ fn insert_letter(
         id = foreign_id(ID_CONFLICT, &format!("{id}:{}", fingerprint(&message.payload)));
         attributes.insert(CONFLICTING_ID.to_owned(), Value::String(message.id.to_string()));
     }
-    // A letter that was retried and comes back is dead again; one put twice stays as it is.
-    let sql = "INSERT INTO dead_letters (stage, id, subscription, topic, reason, detail, attempts, dead_at, \
-                   publish_time, device_id, attributes, enrichment, payload) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
-               ON CONFLICT (stage, id) DO UPDATE SET state = 'dead', reason = excluded.reason, \
-                   detail = excluded.detail, attempts = excluded.attempts, dead_at = excluded.dead_at \
-               WHERE state = 'retried'";
-    connection.prepare_cached(sql)?.execute(params![
+    let attributes = Value::Object(attributes).to_string();
+    let bytes = message.payload.len() + attributes.len() + letter.detail.len();
+    connection.prepare_cached(INSERT)?.execute(params![
         letter.stage,
         id.to_string(),
         subscription.map(|subscription| &subscription.name),
@@ -176,12 +197,23 @@ fn insert_letter(
         now.to_string(),
         message.publish_time.to_string(),
         message.device_id(),
-        Value::Object(attributes).to_string(),
+        attributes,
         message.enrichment.text(),
         ReadablePayload(&message.payload),
+        signed((bytes + message.enrichment.text().map_or(0, |text| text.len())) as u64),
     ])?;
     Ok(())
 }
+
+/// A letter that was retried and comes back is dead again; one put twice stays as it is.
+const INSERT: &str = "INSERT INTO dead_letters (stage, id, subscription, topic, reason, detail, attempts, dead_at, \
+        publish_time, device_id, attributes, enrichment, payload, bytes, first_dead_at) \
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?8) \
+    ON CONFLICT (stage, id) DO UPDATE SET state = 'dead', reason = excluded.reason, detail = excluded.detail, \
+        attempts = excluded.attempts, dead_at = excluded.dead_at, attributes = excluded.attributes, \
+        enrichment = excluded.enrichment, payload = excluded.payload, bytes = excluded.bytes, \
+        ended_at = NULL, ended_by = NULL, ended_why = NULL \
+    WHERE state = 'retried'";
 
 /// TEXT when it is UTF-8 without NUL, so that `sqlite3` shows it, else BLOB.
 struct ReadablePayload<'a>(&'a [u8]);
@@ -213,17 +245,35 @@ pub struct StoredLetter {
     pub detail: String,
     /// Deliveries until then.
     pub attempts: u32,
-    /// When it was given up.
+    /// When it was given up the first time.
+    pub first_dead_at: Timestamp,
+    /// When it was given up the last time.
     pub dead_at: Timestamp,
     /// `dead`, `retried` or `dropped`.
     pub state: String,
-    /// The message as the stage received it.
+    /// How often a person has retried it.
+    pub retries: u32,
+    /// What a person did last, unless it was given up again after that.
+    pub ended: Option<Ending>,
+    /// The message as the stage received it; one that was retried or dropped has lost payload and attributes.
     pub message: Message,
+}
+
+/// A person's decision about a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// When.
+    pub at: Timestamp,
+    /// Who, as the command gave it.
+    pub by: String,
+    /// Why, where that was asked.
+    pub why: Option<String>,
 }
 
 /// The columns [`read_letter`] expects.
 pub(super) const LETTER_COLUMNS: &str = "stage, id, subscription, topic, reason, detail, attempts, dead_at, \
-                                         publish_time, attributes, enrichment, payload, state";
+                                         publish_time, attributes, enrichment, payload, state, first_dead_at, \
+                                         retries, ended_at, ended_by, ended_why";
 
 pub(super) fn read_letter(row: &Row<'_>) -> rusqlite::Result<StoredLetter> {
     let attributes: Map<String, Value> = parse(row, 9, |text| serde_json::from_str(text))?;
@@ -240,6 +290,14 @@ pub(super) fn read_letter(row: &Row<'_>) -> rusqlite::Result<StoredLetter> {
         enrichment,
         attempt: row.get(6)?,
     };
+    let ended = match row.get_ref(15)?.as_str_or_null()? {
+        None => None,
+        Some(_) => Some(Ending {
+            at: parse(row, 15, str::parse)?,
+            by: row.get::<_, Option<String>>(16)?.unwrap_or_default(),
+            why: row.get(17)?,
+        }),
+    };
     Ok(StoredLetter {
         stage: row.get(0)?,
         subscription: row.get(2)?,
@@ -249,6 +307,9 @@ pub(super) fn read_letter(row: &Row<'_>) -> rusqlite::Result<StoredLetter> {
         attempts: row.get(6)?,
         dead_at: parse(row, 7, str::parse)?,
         state: row.get(12)?,
+        first_dead_at: parse(row, if row.get_ref(13)? == ValueRef::Null { 7 } else { 13 }, str::parse)?,
+        retries: row.get(14)?,
+        ended,
         message,
     })
 }
@@ -268,98 +329,6 @@ impl Bus {
     #[must_use]
     pub fn dead_letters(&self, subscription: Option<&super::Subscription>) -> BusDeadLetters {
         let subscription = subscription.map(|subscription| Arc::clone(&subscription.0));
-        BusDeadLetters::new(subscription, self.writer.clone(), Arc::clone(&self.clock))
+        BusDeadLetters::new(subscription, self.writer.clone(), Arc::clone(&self.clock), &self.options)
     }
-
-    /// Brings a dead letter back to the subscription that gave it up, and to no other, under the same id.
-    ///
-    /// # Errors
-    /// When there is no such letter, or it did not come from a subscription, or its id stands for another message.
-    pub async fn retry_dead_letter(&self, stage: &str, id: MessageId) -> Result<(), Error> {
-        let (shared, stage) = (Arc::clone(&self.shared), stage.to_owned());
-        let job = move |connection: &Connection| {
-            let (topic, subscription, seq) = requeue(connection, &shared, &stage, id)?;
-            Ok::<_, Error>((shared, topic, subscription, seq))
-        };
-        let announce = |(shared, topic, subscription, seq): &(Arc<Shared>, Arc<TopicState>, String, u64)| {
-            for other in shared.subscriptions.read().iter() {
-                if other.topic.id == topic.id && other.name != *subscription {
-                    other.leases.lock().settle_elsewhere(*seq);
-                }
-            }
-            topic.announce(*seq);
-        };
-        self.writer.call_weighing(0, job, announce).await?;
-        Ok(())
-    }
-
-    /// Marks a dead letter as dropped by a person: it stays readable, and counts as finished.
-    ///
-    /// # Errors
-    /// When there is no such letter.
-    pub async fn drop_dead_letter(&self, stage: &str, id: MessageId) -> Result<(), Error> {
-        let stage = stage.to_owned();
-        self.writer.call(move |connection| mark(connection, &stage, id, "dropped")).await
-    }
-}
-
-fn mark(connection: &Connection, stage: &str, id: MessageId, state: &str) -> Result<(), Error> {
-    let sql = "UPDATE dead_letters SET state = ?3 WHERE stage = ?1 AND id = ?2 AND state = 'dead'";
-    if connection.prepare_cached(sql)?.execute(params![stage, id.to_string(), state])? == 0 {
-        return Err(no_letter(stage, id));
-    }
-    Ok(())
-}
-
-fn no_letter(stage: &str, id: MessageId) -> Error {
-    let detail =
-        format!("stage {stage} has no dead letter {id}; `millstream dead-letters list` shows what there is");
-    Error::refused(ErrorClass::Permanent, "no-such-letter", detail)
-}
-
-/// Appends the letter's message to its topic's log, settled for every subscription but its own.
-fn requeue(
-    connection: &Connection,
-    shared: &Shared,
-    stage: &str,
-    id: MessageId,
-) -> Result<(Arc<TopicState>, String, u64), Error> {
-    let sql =
-        format!("SELECT {LETTER_COLUMNS} FROM dead_letters WHERE stage = ?1 AND id = ?2 AND state = 'dead'");
-    let letter = connection.query_row(&sql, params![stage, id.to_string()], read_letter).optional()?;
-    let letter = letter.ok_or_else(|| no_letter(stage, id))?;
-    let refuse = |why: &str| Error::refused(ErrorClass::Permanent, "not-retryable", why);
-    if letter.reason == ID_CONFLICT {
-        return Err(refuse("its message id belongs to another message, so it would fail again"));
-    }
-    let (Some(topic), Some(subscription)) = (letter.topic, letter.subscription) else {
-        return Err(refuse("it was given up before it reached the bus; let its device send it again"));
-    };
-    let topic = shared.topic(&topic).ok_or_else(|| refuse("its topic does not exist any more"))?;
-    let seq = append_again(connection, &topic, &letter.message)?;
-    let others = "SELECT id FROM subscriptions WHERE topic = ?1 AND name <> ?2";
-    let mut others = connection.prepare_cached(others)?;
-    for other in others.query_map(params![topic.id, subscription], |row| row.get(0))? {
-        add_settled(connection, other?, seq, seq)?;
-    }
-    mark(connection, stage, id, "retried")?;
-    Ok((topic, subscription, seq))
-}
-
-fn append_again(connection: &Connection, topic: &TopicState, message: &Message) -> rusqlite::Result<u64> {
-    let sql =
-        "UPDATE topics SET last_seq = last_seq + 1, bytes = bytes + ?2 WHERE id = ?1 RETURNING last_seq";
-    let bytes = signed(stored_bytes(message));
-    let seq: i64 = connection.prepare_cached(sql)?.query_row(params![topic.id, bytes], |row| row.get(0))?;
-    let id = message.id.as_bytes().as_slice();
-    connection.prepare_cached(&topic.sql.insert_message)?.execute(params![
-        seq,
-        id,
-        message.publish_time.as_micros(),
-        &message.attributes.as_bytes()[..],
-        message.enrichment.text(),
-        &message.payload[..],
-    ])?;
-    connection.prepare_cached(&topic.sql.moved)?.execute(params![id, seq])?;
-    Ok(unsigned(seq))
 }

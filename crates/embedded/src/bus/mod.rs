@@ -15,19 +15,23 @@ mod consumer;
 mod dead_letters;
 mod housekeeping;
 mod leases;
+mod letter_queue;
 mod parked;
 mod probation;
 mod publisher;
+mod retention;
 mod rows;
 mod runs;
 mod schema;
 mod state;
 
-pub use books::{BusReader, LetterCount, LetterFilter, Sighting, SubscriptionBooks};
+pub use books::{BusReader, LetterCount, Sighting, SubscriptionBooks};
 pub use consumer::{BusConsumer, ConsumerOptions};
-pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, KILLS_PROCESS, StoredLetter};
+pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, Ending, KILLS_PROCESS, StoredLetter};
+pub use letter_queue::{Decision, LetterFilter, LetterKey, LetterPage, LetterQueue};
 pub use parked::BusParkingLot;
 pub use publisher::BusPublisher;
+pub use retention::{Candidate, CandidatePage, Finished, Folded, IdLedger};
 
 use crate::Error;
 use crate::sqlite::{self, Writer};
@@ -53,11 +57,21 @@ pub struct BusOptions {
     pub max_topic_bytes: u64,
     /// Parked messages, at most. Default 100,000.
     pub max_parked: u64,
+    /// Dead letters that wait for a person, at most; beyond it the stages keep what they would give up. Default
+    /// 1,000,000.
+    pub max_dead_letters: u64,
+    /// The same in bytes of payload, attributes and detail. Default 4 GiB.
+    pub max_dead_letter_bytes: u64,
 }
 
 impl Default for BusOptions {
     fn default() -> Self {
-        Self { max_topic_bytes: 64 << 30, max_parked: 100_000 }
+        Self {
+            max_topic_bytes: 64 << 30,
+            max_parked: 100_000,
+            max_dead_letters: 1_000_000,
+            max_dead_letter_bytes: 4 << 30,
+        }
     }
 }
 
