@@ -1,5 +1,5 @@
-//! A bus and a dead-letter store in memory. They keep the contracts of the durable ones except that nothing
-//! survives the process, and they use no thread and no clock, so tests run them on paused time.
+//! A bus and a dead-letter store in memory. They keep the contracts of the durable ones, and what is durable there
+//! survives a restart that a test plays. They use no thread and tokio's time alone, so tests run them on paused time.
 
 use futures_util::future::BoxFuture;
 use messagepipeline::{
@@ -9,7 +9,9 @@ use messagepipeline::{
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
 /// How much a [`MemoryConsumer`] hands out.
 #[derive(Clone, Copy, Debug)]
@@ -28,12 +30,22 @@ impl Default for ConsumerLimits {
     }
 }
 
+/// When a message comes again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Delays {
+    /// After this time a message without a verdict comes again, its attempt unchanged; `None`: never.
+    pub lease: Option<Duration>,
+    /// How long after a nack.
+    pub nack: Duration,
+}
+
 /// Topics and subscriptions in memory. Cloning shares them.
 #[derive(Clone, Default)]
 pub struct MemoryBus(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
+    delays: Delays,
     topics: HashMap<String, Topic>,
     subscriptions: HashMap<String, Subscription>,
 }
@@ -47,15 +59,40 @@ struct Topic {
 struct Subscription {
     topic: String,
     ready: VecDeque<Message>,
+    /// Nacked messages and when they come again, in that order.
+    delayed: VecDeque<(Instant, Message)>,
     acked: Vec<MessageId>,
     changed: Arc<Notify>,
 }
 
+impl Subscription {
+    fn nack(&mut self, mut message: Message, delay: Duration) {
+        message.attempt += 1;
+        if delay.is_zero() {
+            self.ready.push_back(message);
+        } else {
+            self.delayed.push_back((Instant::now() + delay, message));
+        }
+    }
+
+    fn release_delayed(&mut self, now: Instant) {
+        while let Some((_, message)) = self.delayed.pop_front_if(|(due, _)| *due <= now) {
+            self.ready.push_back(message);
+        }
+    }
+}
+
 impl MemoryBus {
-    /// A bus without topics.
+    /// A bus without topics; its leases do not end, and a nacked message comes again at once.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A bus without topics.
+    #[must_use]
+    pub fn with_delays(delays: Delays) -> Self {
+        Self(Arc::new(Mutex::new(State { delays, ..State::default() })))
     }
 
     /// Adds `topic`, if it is not there yet.
@@ -70,6 +107,7 @@ impl MemoryBus {
         state.subscriptions.entry(subscription.to_owned()).or_insert_with(|| Subscription {
             topic: topic.to_owned(),
             ready,
+            delayed: VecDeque::new(),
             acked: Vec::new(),
             changed: Arc::new(Notify::new()),
         });
@@ -115,12 +153,18 @@ impl MemoryBus {
     /// Messages of `subscription` that wait for delivery.
     #[must_use]
     pub fn waiting(&self, subscription: &str) -> usize {
-        self.0.lock().subscriptions.get(subscription).map_or(0, |s| s.ready.len())
+        self.0.lock().subscriptions.get(subscription).map_or(0, |s| s.ready.len() + s.delayed.len())
+    }
+
+    /// Whether `topic` holds `id`.
+    #[must_use]
+    pub fn holds(&self, topic: &str, id: MessageId) -> bool {
+        self.0.lock().topics.get(topic).is_some_and(|t| t.payloads.contains_key(&id))
     }
 
     fn put(&self, topic: &str, messages: Vec<Message>) -> Vec<Result<(), StageError>> {
         let mut state = self.0.lock();
-        let State { topics, subscriptions } = &mut *state;
+        let State { topics, subscriptions, .. } = &mut *state;
         let store = topics.entry(topic.to_owned()).or_default();
         let mut results = Vec::with_capacity(messages.len());
         for mut message in messages {
@@ -168,7 +212,7 @@ impl Publisher for MemoryPublisher {
 
 /// Consumes one subscription of a [`MemoryBus`].
 ///
-/// A nacked message goes to the end of the queue, a returned one to its front.
+/// A nacked message goes to the end of the queue, after the bus's delay, a returned one to its front.
 pub struct MemoryConsumer {
     session: Arc<Session>,
     limits: ConsumerLimits,
@@ -192,6 +236,8 @@ struct Window {
 
 struct Place {
     weight: usize,
+    /// When the lease ends.
+    until: Option<Instant>,
     message: Option<Message>,
 }
 
@@ -201,22 +247,34 @@ impl Window {
             || (self.places.len() < limits.outstanding && self.bytes < limits.outstanding_bytes)
     }
 
-    fn hand_out(&mut self, message: Message) -> Delivery {
+    fn hand_out(&mut self, message: Message, until: Option<Instant>) -> Delivery {
         let token = Token(self.first + self.places.len() as u64);
         let weight = message.weight();
         self.bytes += weight;
-        self.places.push_back(Place { weight, message: Some(message.clone()) });
+        self.places.push_back(Place { weight, until, message: Some(message.clone()) });
         Delivery { message, token }
     }
 
     fn take(&mut self, token: Token) -> Option<Message> {
         let index = usize::try_from(token.0.checked_sub(self.first)?).ok()?;
         let message = self.places.get_mut(index)?.message.take();
+        self.advance();
+        message
+    }
+
+    fn advance(&mut self) {
         while self.places.front().is_some_and(|place| place.message.is_none()) {
             self.bytes -= self.places.pop_front().map_or(0, |place| place.weight);
             self.first += 1;
         }
-        message
+    }
+
+    /// Takes back what was handed out and had no verdict until its lease ended.
+    fn expire(&mut self, now: Instant) -> Vec<Message> {
+        let over = self.places.iter_mut().take_while(|place| place.until.is_some_and(|until| until <= now));
+        let expired = over.filter_map(|place| place.message.take()).collect();
+        self.advance();
+        expired
     }
 }
 
@@ -224,13 +282,27 @@ impl Session {
     fn hand_out(&self, limits: &ConsumerLimits) -> Vec<Delivery> {
         let mut window = self.window.lock();
         let mut state = self.bus.0.lock();
+        let (now, lease) = (Instant::now(), state.delays.lease);
         let Some(subscription) = state.subscriptions.get_mut(&self.subscription) else { return Vec::new() };
+        subscription.ready.extend(window.expire(now));
+        subscription.release_delayed(now);
         let mut deliveries = Vec::with_capacity(limits.chunk.min(subscription.ready.len()));
         while deliveries.len() < limits.chunk && window.has_room(limits) {
             let Some(message) = subscription.ready.pop_front() else { break };
-            deliveries.push(window.hand_out(message));
+            deliveries.push(window.hand_out(message, lease.map(|lease| now + lease)));
         }
         deliveries
+    }
+
+    /// Waits until a lease ends or a nacked message is due.
+    async fn next_event(&self) {
+        let lease = self.window.lock().places.front().and_then(|place| place.until);
+        let nacked = |s: &Subscription| s.delayed.front().map(|(due, _)| *due);
+        let nacked = self.bus.0.lock().subscriptions.get(&self.subscription).and_then(nacked);
+        match lease.into_iter().chain(nacked).min() {
+            Some(event) => sleep_until(event).await,
+            None => std::future::pending().await,
+        }
     }
 
     fn close(&self) {
@@ -253,16 +325,15 @@ impl Settle for Session {
             return;
         }
         let mut state = self.bus.0.lock();
+        let nack_delay = state.delays.nack;
         let Some(subscription) = state.subscriptions.get_mut(&self.subscription) else { return };
+        subscription.ready.extend(window.expire(Instant::now()));
         for settlement in settlements {
-            let Some(mut message) = window.take(settlement.token) else { continue };
+            let Some(message) = window.take(settlement.token) else { continue };
             match settlement.verdict {
                 Verdict::Ack => subscription.acked.push(message.id),
                 Verdict::Return => subscription.ready.push_front(message),
-                Verdict::Nack => {
-                    message.attempt += 1;
-                    subscription.ready.push_back(message);
-                }
+                Verdict::Nack => subscription.nack(message, nack_delay),
             }
         }
         self.changed.notify_waiters();
@@ -279,7 +350,11 @@ impl Consumer for MemoryConsumer {
             if !deliveries.is_empty() {
                 return Ok(Some(Chunk::new(Arc::clone(&self.session) as Arc<dyn Settle>, deliveries)));
             }
-            changed.await;
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = self.session.next_event() => {}
+            }
         }
     }
 

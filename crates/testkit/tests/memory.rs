@@ -1,10 +1,11 @@
 //! The memory double keeps what every bus promises.
 
-use messagepipeline::Publisher;
+use messagepipeline::{Consumer, IdGenerator, Message, Publisher, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::consumer_suite::{Bounds, BusUnderTest, Features};
-use testkit::memory::{ConsumerLimits, MemoryBus, MemoryConsumer};
+use testkit::memory::{ConsumerLimits, Delays, MemoryBus, MemoryConsumer};
+use tokio::time::Instant;
 
 struct Memory(MemoryBus);
 
@@ -16,7 +17,7 @@ impl BusUnderTest for Memory {
             counts_attempts: true,
             ordered: true,
             knows_ids: true,
-            reopens: false,
+            reopens: true,
             silence: Duration::from_secs(1),
         }
     }
@@ -38,7 +39,7 @@ impl BusUnderTest for Memory {
     }
 
     async fn reopen(&mut self) {
-        unreachable!("not declared");
+        // What is durable elsewhere lives in the bus, which the test keeps; leases ended with their consumers.
     }
 }
 
@@ -47,3 +48,34 @@ async fn memory() -> Memory {
 }
 
 testkit::consumer_suite!(paused, memory);
+
+async fn leasing() -> Memory {
+    let delays = Delays { lease: Some(Duration::from_secs(600)), nack: Duration::from_millis(200) };
+    Memory(MemoryBus::with_delays(delays))
+}
+
+mod with_delays {
+    use super::leasing;
+
+    testkit::consumer_suite!(paused, leasing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_a_verdict_comes_again_when_its_lease_ends_and_a_nacked_one_after_its_delay() {
+    let (lease, nack) = (Duration::from_secs(30), Duration::from_secs(5));
+    let bus = MemoryBus::with_delays(Delays { lease: Some(lease), nack });
+    bus.subscribe("topic", "reader");
+    let mut consumer = bus.consumer("reader", ConsumerLimits::default());
+    let message = Message::new(IdGenerator::default().next_id(), "x", Timestamp::default());
+    bus.publisher("topic").publish(vec![message]).await;
+    let begun = Instant::now();
+    let late = consumer.next().await.unwrap().unwrap();
+    let again = consumer.next().await.unwrap().unwrap();
+    assert_eq!((begun.elapsed(), again.deliveries()[0].message.attempt), (lease, 1));
+    late.into_acks().into_iter().for_each(|(_, ack)| ack.ack());
+    again.into_acks().into_iter().for_each(|(_, ack)| ack.nack());
+    let last = consumer.next().await.unwrap().unwrap();
+    assert_eq!((begun.elapsed(), last.deliveries()[0].message.attempt), (lease + nack, 2));
+    last.into_acks().into_iter().for_each(|(_, ack)| ack.ack());
+    assert_eq!(bus.acked("reader").len(), 1, "the verdict that came after the lease had no effect");
+}
