@@ -3,6 +3,8 @@
 //! ```text
 //! millstream.lock   held by the process that runs the pipeline; its process id stands inside
 //! format            the folder's format, one number
+//! stores            which of the following were made here, one name a line
+//! control.json      where the process that runs the pipeline takes orders
 //! bus.db            topics, subscriptions, dead letters
 //! warehouse.db      rows
 //! registry.db       devices
@@ -24,10 +26,25 @@ const LOCK: &str = "millstream.lock";
 const FORMAT: &str = "format";
 /// Takes the format file's place once it is on the disk.
 const NEW_FORMAT: &str = "format.new";
-const OURS: [&str; 9] = [
+const STORES: &str = "stores";
+const NEW_STORES: &str = "stores.new";
+const CONTROL: &str = "control.json";
+/// What a start does not make anew where it has been made before.
+const KEPT: [(&str, &str); 5] = [
+    ("bus.db", "messages on their way, dead letters and the ids of all messages"),
+    ("warehouse.db", "all rows"),
+    ("registry.db", "all devices"),
+    ("archive.db", "which objects the archive has and which messages are in them"),
+    ("archive", "all archive objects"),
+];
+const OURS: [&str; 13] = [
     LOCK,
     FORMAT,
     NEW_FORMAT,
+    STORES,
+    NEW_STORES,
+    CONTROL,
+    "control.json.new",
     "bus.db",
     "warehouse.db",
     "registry.db",
@@ -63,11 +80,54 @@ impl DataFolder {
         let lock = take_lock(&root)?;
         try_writing(&root).map_err(|error| Error::io("write to the data folder", &root, error))?;
         migrate(&root, MIGRATIONS)?;
-        for folder in ["archive", "archive-tmp"] {
-            let folder = root.join(folder);
-            fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
+        let folder = Self { root, lock: Some(lock) };
+        create(&folder.archive_tmp())?;
+        if !folder.made_stores()?.iter().any(|name| name == "archive") {
+            create(&folder.archive())?;
         }
-        Ok(Self { root, lock: Some(lock) })
+        Ok(folder)
+    }
+
+    /// Refuses to go on where a store that was made in this folder is not there any more: a new one in its place
+    /// would know nothing of what the old one held. With `accept` it is to be made anew all the same.
+    ///
+    /// # Errors
+    /// When a store is missing, with its name and what to do.
+    pub fn require_stores(&self, accept: bool) -> Result<(), Error> {
+        let made = self.made_stores()?;
+        for (name, holds) in KEPT.iter().filter(|(name, _)| made.iter().any(|known| known == name)) {
+            let path = self.root.join(name);
+            if fs::metadata(&path).is_ok_and(|found| found.is_dir() || found.len() > 0) {
+                continue;
+            }
+            if !accept {
+                return Err(missing_store(&path, holds));
+            }
+            tracing::warn!(store = %path.display(), "missing, and made anew as it was asked for: {holds} are gone");
+        }
+        create(&self.archive())
+    }
+
+    /// Notes which stores are there now, for [`DataFolder::require_stores`] at the next start.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn note_stores(&self) -> Result<(), Error> {
+        let there: String =
+            KEPT.iter().filter(|(name, _)| self.root.join(name).exists()).map(|(name, _)| format!("{name}\n")).collect();
+        if self.made_stores()?.concat() == there.replace('\n', "") {
+            return Ok(());
+        }
+        replace(&self.root, NEW_STORES, STORES, &there)
+    }
+
+    fn made_stores(&self) -> Result<Vec<String>, Error> {
+        let path = self.root.join(STORES);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(Error::io("read", &path, error)),
+        }
     }
 
     /// Looks at a folder, without its lock, for commands that only read. Creates and changes nothing.
@@ -137,6 +197,12 @@ impl DataFolder {
             Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(error)) => Err(Error::io("lock", &path, error)),
         }
+    }
+
+    /// Where the process that runs the pipeline says how it takes orders.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.root.join(CONTROL)
     }
 
     /// The bus: topics, subscriptions, dead letters.
@@ -294,11 +360,32 @@ fn migrate(root: &Path, migrations: &[Migration]) -> Result<(), Error> {
     Ok(())
 }
 
+fn create(folder: &Path) -> Result<(), Error> {
+    fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))
+}
+
+fn missing_store(path: &Path, holds: &str) -> Error {
+    Error::refused(
+        ErrorClass::Configuration,
+        "missing-store",
+        format!(
+            "{} was made here and is not there any more, and with it {holds}: put it back from a copy of the data \
+             folder, or begin it anew with `millstream up --accept-missing-stores`",
+            path.display()
+        ),
+    )
+}
+
 fn write_format(root: &Path, format: i64) -> Result<(), Error> {
-    let (new, path) = (root.join(NEW_FORMAT), root.join(FORMAT));
+    replace(root, NEW_FORMAT, FORMAT, &format!("{format}\n"))
+}
+
+/// Writes a file of the folder so that it is there as a whole or not at all.
+fn replace(root: &Path, new: &str, name: &str, text: &str) -> Result<(), Error> {
+    let (new, path) = (root.join(new), root.join(name));
     let write = || {
         let mut file = File::create(&new)?;
-        writeln!(file, "{format}")?;
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &path)?;
         File::open(root)?.sync_all()
@@ -367,6 +454,31 @@ mod tests {
         assert_eq!(format(), "1\n");
         assert!(migrate(home.path(), &[second, third]).is_err());
         assert_eq!(format(), "2\n", "the step that was done is not done again");
+    }
+
+    #[test]
+    fn a_store_that_was_made_here_is_missed_until_that_is_accepted() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(home.path()).unwrap();
+        folder.require_stores(false).unwrap();
+        for (name, _) in KEPT.iter().filter(|(name, _)| *name != "archive") {
+            fs::write(home.path().join(name), "x").unwrap();
+        }
+        folder.note_stores().unwrap();
+        folder.require_stores(false).unwrap();
+        drop(folder);
+        for (name, _) in KEPT {
+            let path = home.path().join(name);
+            if path.is_dir() { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+            let folder = DataFolder::open(home.path()).unwrap();
+            let refused = folder.require_stores(false).unwrap_err().to_string();
+            assert!(refused.contains(path.to_str().unwrap()) && refused.contains("--accept-missing"), "{refused}");
+            folder.require_stores(true).unwrap();
+            if name != "archive" {
+                fs::write(&path, "x").unwrap();
+            }
+            folder.require_stores(false).unwrap();
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub enum Command {
     Check(CheckArgs),
     /// Prove from the stored data that all that came in is accounted for
     Books(BooksArgs),
-    /// Look at messages that were given up on
+    /// Messages that were given up on: look at them, retry them, drop them
     DeadLetters {
         /// What to do with them.
         #[command(subcommand)]
@@ -142,6 +142,9 @@ pub struct UpArgs {
     /// Stop by itself once every stage is drained (after the feed, if there is one)
     #[arg(long)]
     pub until_drained: bool,
+    /// Begin stores anew that were in the data folder and are not there any more; what they held is lost
+    #[arg(long)]
+    pub accept_missing_stores: bool,
     /// Write the books to this file at the end, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -249,14 +252,14 @@ pub struct BooksArgs {
 /// `millstream dead-letters …`.
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
-    /// One line per dead letter: when, stage, reason, device, id
+    /// One line per dead letter: when, stage, reason, state, id, device
     List {
-        /// Only those of this stage: ingestion, enrichment, bigquery, icestore
-        #[arg(long, value_name = "STAGE")]
-        stage: Option<String>,
-        /// Only those with this reason
-        #[arg(long, value_name = "REASON")]
-        reason: Option<String>,
+        /// Which.
+        #[command(flatten)]
+        selection: LetterSelection,
+        /// Only those in this state; `retried` and `dropped` ones have no payload any more
+        #[arg(long, value_name = "STATE", default_value = "dead", value_parser = ["dead", "retried", "dropped", "all"])]
+        state: String,
         /// At most this many
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: usize,
@@ -264,14 +267,82 @@ pub enum DeadLettersCommand {
         #[arg(long)]
         json: bool,
     },
-    /// All about one: reason, attempts, attributes and the payload
+    /// All about one: reason, attempts, times, attributes and the beginning of the payload
     Show {
         /// Message id
         id: String,
+        /// Only the letter of this stage, where several gave the message up
+        #[arg(long, value_name = "STAGE")]
+        stage: Option<String>,
         /// Print the payload's bytes and nothing else
         #[arg(long)]
         payload: bool,
+        /// One JSON document a letter, with the whole payload
+        #[arg(long, conflicts_with = "payload")]
+        json: bool,
     },
+    /// Bring messages back to the stage that gave them up, once what was wrong is mended
+    #[command(after_help = "\
+A message comes back with its original bytes, attributes and id, and its attempts begin anew; the stages that have it
+already do not store it twice. One that fails again is a dead letter again. Works beside a running `millstream up` and
+without one. Exit code 1 when a letter is not there or cannot be retried.
+
+Examples:
+  millstream dead-letters retry 01a1fcb3-0833-7702-92ff-493c8485d8bc
+  millstream dead-letters retry --stage bigquery --since 2h --dry-run
+  millstream dead-letters retry --all")]
+    Retry(LetterWork),
+    /// Give messages up for good; who, when and why stay in the books
+    #[command(after_help = "\
+Payload and attributes are deleted. The record that a person dropped the message stays, and is its outcome in the books.
+
+Example:
+  millstream dead-letters drop --device test-07 --why 'test device'")]
+    Drop {
+        /// Which.
+        #[command(flatten)]
+        letters: LetterWork,
+        /// Why they are not wanted any more
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+    },
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, Args)]
+pub struct LetterSelection {
+    /// Only those of this stage: ingestion, enrichment, bigquery, icestore
+    #[arg(long, value_name = "STAGE")]
+    pub stage: Option<String>,
+    /// Only those with this reason
+    #[arg(long, value_name = "REASON")]
+    pub reason: Option<String>,
+    /// Only those of this device
+    #[arg(long, value_name = "ID")]
+    pub device: Option<String>,
+    /// Only those given up since then: a time, or how long ago (2h)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only those given up before: a time, or how long ago (7d)
+    #[arg(long, value_name = "TIME")]
+    pub before: Option<String>,
+}
+
+/// Dead letters to work on.
+#[derive(Debug, Clone, Args)]
+pub struct LetterWork {
+    /// Message ids
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Which.
+    #[command(flatten)]
+    pub selection: LetterSelection,
+    /// All there are
+    #[arg(long, conflicts_with = "ids")]
+    pub all: bool,
+    /// Only say how many
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `millstream devices …`.

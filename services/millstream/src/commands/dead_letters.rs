@@ -1,92 +1,112 @@
-//! `millstream dead-letters list|show`.
+//! `millstream dead-letters list|show|retry|drop`.
+
+mod print;
+mod work;
 
 use super::stored;
-use crate::cli::{Common, DeadLettersCommand};
-use crate::output::{Failure, print, say};
+use crate::cli::{Common, DeadLettersCommand, LetterSelection};
+use crate::output::{Failure, print, print_bytes, say};
 use embedded::bus::{BusReader, LetterFilter, StoredLetter};
-use messagepipeline::MessageId;
+use messagepipeline::{Clock, MessageId, SystemClock, Timestamp};
 use service_kit::Exit;
-use std::io::Write;
+use service_kit::config::Duration;
+
+/// Letters read at once; each may hold a payload of a megabyte.
+const PAGE: usize = 32;
 
 pub(super) fn run(common: &Common, command: DeadLettersCommand) -> Result<Exit, Failure> {
-    let (_, folder) = stored(common)?;
-    let bus = BusReader::open(folder.bus())?;
     match command {
-        DeadLettersCommand::List { stage, reason, limit, json } => {
-            list(&bus, &LetterFilter { stage, reason, state: None }, limit, json)
+        DeadLettersCommand::List { selection, state, limit, json } => {
+            let (_, folder) = stored(common)?;
+            let state = if state == "all" { None } else { Some(state) };
+            let filter = LetterFilter { state, ..filter(&selection)? };
+            list(&BusReader::open(folder.bus())?, &filter, limit, json)
         }
-        DeadLettersCommand::Show { id, payload } => show(&bus, &id, payload),
+        DeadLettersCommand::Show { id, stage, payload, json } => {
+            let (_, folder) = stored(common)?;
+            show(&BusReader::open(folder.bus())?, &id, stage.as_deref(), payload, json)
+        }
+        DeadLettersCommand::Retry(arguments) => work::retry(common, &arguments),
+        DeadLettersCommand::Drop { letters, why } => work::drop_letters(common, &letters, why),
     }
+}
+
+/// What the flags select, in any state.
+fn filter(selection: &LetterSelection) -> Result<LetterFilter, Failure> {
+    let time = |flag: &str, text: &Option<String>| match text {
+        Some(text) => moment(flag, text).map(Some),
+        None => Ok(None),
+    };
+    Ok(LetterFilter {
+        ids: Vec::new(),
+        stage: selection.stage.clone(),
+        reason: selection.reason.clone(),
+        state: None,
+        device: selection.device.clone(),
+        since: time("--since", &selection.since)?,
+        before: time("--before", &selection.before)?,
+    })
+}
+
+/// A time (RFC 3339), or how long ago.
+fn moment(flag: &str, text: &str) -> Result<Timestamp, Failure> {
+    if let Ok(age) = text.parse::<Duration>() {
+        let micros = i64::try_from(age.get().as_micros()).unwrap_or(i64::MAX);
+        return Ok(Timestamp::from_micros(SystemClock.now().as_micros().saturating_sub(micros)));
+    }
+    text.parse().map_err(|_| {
+        Failure::usage(format!(
+            "{flag} {text:?}: write a time such as 2026-03-01T12:00:00Z, or how long ago, such as 90m, 2h or 7d"
+        ))
+    })
+}
+
+fn message_id(text: &str) -> Result<MessageId, Failure> {
+    text.parse()
+        .map_err(|_| Failure::usage(format!("{text:?} is no message id; `dead-letters list` shows them")))
 }
 
 fn list(bus: &BusReader, filter: &LetterFilter, limit: usize, json: bool) -> Result<Exit, Failure> {
-    let letters = bus.dead_letters(filter, None, limit)?;
-    let mut text = String::new();
-    for letter in &letters {
-        text.push_str(&if json { as_json(letter).to_string() } else { as_line(letter) });
-        text.push('\n');
+    let (mut after, mut shown) = (None, 0);
+    while shown < limit {
+        let letters = bus.dead_letters(filter, after.as_ref(), PAGE.min(limit - shown))?;
+        let Some(last) = letters.last() else { break };
+        after = Some((last.stage.clone(), last.message.id));
+        shown += letters.len();
+        let mut text = String::new();
+        for letter in &letters {
+            text.push_str(&if json { print::as_json(letter).to_string() } else { print::as_line(letter) });
+            text.push('\n');
+        }
+        print(&text)?;
     }
-    print(&text)?;
-    let total: u64 = bus
-        .dead_letter_counts()?
-        .iter()
-        .filter(|count| filter.stage.as_ref().is_none_or(|stage| *stage == count.stage))
-        .filter(|count| filter.reason.as_ref().is_none_or(|reason| *reason == count.reason))
-        .map(|count| count.count)
-        .sum();
-    say(&format!("{} of {total} dead letters", letters.len()));
+    say(&format!("{shown} of {} dead letters", bus.count_dead_letters(filter)?));
     Ok(Exit::Done)
 }
 
-fn show(bus: &BusReader, id: &str, payload: bool) -> Result<Exit, Failure> {
-    let parsed: MessageId = id
-        .parse()
-        .map_err(|_| Failure::usage(format!("{id:?} is no message id; `dead-letters list` shows them")))?;
-    let letters = bus.dead_letter(parsed)?;
+fn show(
+    bus: &BusReader,
+    id: &str,
+    stage: Option<&str>,
+    payload: bool,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let mut letters: Vec<StoredLetter> = bus.dead_letter(message_id(id)?)?;
+    letters.retain(|letter| stage.is_none_or(|stage| letter.stage == stage));
     let Some(first) = letters.first() else {
         return Err(Failure::failed(format!(
             "no dead letter with the id {id}; `dead-letters list` shows what there is"
         )));
     };
     if payload {
-        std::io::stdout().lock().write_all(&first.message.payload)?;
+        if first.state != "dead" {
+            return Err(Failure::failed(format!("the letter was {}, and its payload is not kept", first.state)));
+        }
+        print_bytes(&first.message.payload)?;
         return Ok(Exit::Done);
     }
     for letter in &letters {
-        let text = serde_json::to_string_pretty(&as_json(letter)).map_err(Failure::failed)?;
-        print(&format!("{text}\n"))?;
+        print(&if json { format!("{}\n", print::as_json(letter)) } else { print::as_page(letter) })?;
     }
     Ok(Exit::Done)
-}
-
-fn as_line(letter: &StoredLetter) -> String {
-    let device = letter.message.device_id().unwrap_or("-").escape_debug().to_string();
-    let StoredLetter { dead_at, stage, reason, state, .. } = letter;
-    format!("{dead_at}  {stage:<10}  {reason:<20}  {state:<7}  {}  {device}", letter.message.id)
-}
-
-fn as_json(letter: &StoredLetter) -> serde_json::Value {
-    let message = &letter.message;
-    let attributes: serde_json::Map<_, _> =
-        message.attributes.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-    let mut document = serde_json::json!({
-        "id": message.id.to_string(),
-        "stage": letter.stage,
-        "reason": letter.reason,
-        "detail": letter.detail,
-        "state": letter.state,
-        "attempts": letter.attempts,
-        "dead_at": letter.dead_at.to_string(),
-        "received_at": message.publish_time.to_string(),
-        "attributes": attributes,
-        "enrichment": message.enrichment.fields(),
-        "payload_bytes": message.payload.len(),
-    });
-    match std::str::from_utf8(&message.payload) {
-        Ok(text) => document["payload"] = text.into(),
-        Err(_) => {
-            document["payload_base64"] = base64_simd::STANDARD.encode_to_string(&message.payload).into()
-        }
-    }
-    document
 }
