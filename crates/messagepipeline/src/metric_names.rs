@@ -31,6 +31,8 @@ pub const MQTT_CONNECTIONS: &str = "millstream_mqtt_connections";
 pub const MQTT_PUBLISHES: &str = "millstream_mqtt_publishes_total";
 /// Counter: PUBLISH packets that repeated one in flight and were not stored again.
 pub const MQTT_DUPLICATES: &str = "millstream_mqtt_duplicates_total";
+/// Counter: QoS 2 messages under a packet identifier that the device had not released; it has lost its memory.
+pub const MQTT_IDENTIFIERS_REUSED: &str = "millstream_mqtt_identifiers_reused_total";
 /// Counter: what the endpoint refused. Label `reason`.
 pub const MQTT_REFUSED: &str = "millstream_mqtt_refused_total";
 /// Gauge: 1 while the client is connected to the outside broker.
@@ -78,3 +80,12 @@ pub const ARCHIVE_LINES: &str = "millstream_archive_lines_total";
 pub const ARCHIVE_BYTES: &str = "millstream_archive_bytes_total";
 /// Counter: lines that were already archived.
 pub const ARCHIVE_DUPLICATES: &str = "millstream_archive_duplicates_total";
+
+/// Counter: ids that retention folded into the ledger's sums.
+pub const IDS_FOLDED: &str = "millstream_ids_folded_total";
+/// Gauge, seconds: age of the horizon of the last completed pass over the ids; what was settled before it is folded.
+pub const HORIZON_SECONDS: &str = "millstream_retention_horizon_seconds";
+/// Counter: rows that retention removed from the warehouse.
+pub const WAREHOUSE_REMOVED: &str = "millstream_warehouse_removed_rows_total";
+/// Counter: objects that retention removed from the archive.
+pub const ARCHIVE_REMOVED: &str = "millstream_archive_removed_objects_total";

@@ -127,6 +127,31 @@ impl Files {
         Ok(())
     }
 
+    /// Removes a finished object, and the folders that it leaves empty. One that is gone is no error. On the disk when
+    /// it returns.
+    pub(super) fn remove_object(&self, name: &ObjectName) -> Result<(), Error> {
+        let path = self.folder.join(name.as_str());
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("remove", path, error)),
+        }
+        let mut parent = path.parent();
+        while let Some(folder) = parent.filter(|folder| *folder != self.folder) {
+            // Forgotten first: an object on its way here makes the folder again, or tries again. A folder that is not
+            // empty stays; the others' entries are gone with the sync of the one that stays.
+            self.durable.lock().remove(folder);
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+            parent = folder.parent();
+        }
+        match parent.filter(|folder| folder.exists()) {
+            Some(folder) => sync(folder),
+            None => Ok(()),
+        }
+    }
+
     /// Removes every temporary file but those in `kept`.
     pub(super) fn sweep(&self, kept: &HashSet<&str>) -> Result<(), Error> {
         let located = |error| Error::io("read", &self.temporary, error);

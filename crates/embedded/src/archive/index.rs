@@ -1,6 +1,7 @@
 //! `archive.db`: which objects there are, and which message is in which.
 
 use super::files::Files;
+use super::retention::FORMAT_2;
 use crate::Error;
 use crate::sqlite::Schema;
 use icestore::{ArchiveObject, ObjectName};
@@ -9,8 +10,12 @@ use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashSet;
 use std::path::Path;
 
-pub(super) const SCHEMA: Schema =
-    Schema { kind: "archive", application_id: 0x4d53_4152, shrinks: false, migrations: &[FORMAT_1] };
+pub(super) const SCHEMA: Schema = Schema {
+    kind: "archive",
+    application_id: 0x4d53_4152,
+    shrinks: false,
+    migrations: &[FORMAT_1, FORMAT_2],
+};
 
 const FORMAT_1: &str = "
 CREATE TABLE objects (
@@ -59,8 +64,9 @@ pub(super) fn record(
         }
     }
     let mut insert = connection.prepare_cached(
-        "INSERT INTO objects (name, temporary, lines, digest, bytes, uncompressed, first_received, last_received)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO objects (name, temporary, lines, digest, bytes, uncompressed, first_received, last_received,
+                              listed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?3)",
     )?;
     let id = insert.insert(params![
         object.name.as_str(),

@@ -15,8 +15,10 @@
 mod files;
 mod index;
 mod reader;
+mod retention;
 
 pub use reader::{ArchiveReader, ArchiveSummary, ObjectEntry, Verification};
+pub use retention::{ObjectRetention, RemovedObjects};
 
 use crate::Error;
 use crate::sqlite::{self, Writer};
@@ -79,8 +81,14 @@ impl Archive {
         health: Option<StageHealth>,
     ) -> Result<Self, Error> {
         let connection = sqlite::open(index, &SCHEMA)?;
+        // The list of objects is the parent of all ids: removing one would search all of them for its own, which are
+        // gone by then.
+        connection
+            .pragma_update(None, "foreign_keys", false)
+            .map_err(|error| Error::from(error).at(index))?;
         let files = Files::open(folder, temporary)?;
         index::repair(&connection, index, &files)?;
+        retention::finish_removals(&connection, index, &files)?;
         let reader = sqlite::open_reader(index, &SCHEMA)?;
         let writer = Writer::spawn("archive", connection)?;
         if let Some(health) = &health {

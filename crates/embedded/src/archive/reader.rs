@@ -20,10 +20,10 @@ const MAX_LINE: u64 = 1024 * 1024 * 1024;
 /// A read-only view of an archive. All its calls read the disk before they return.
 #[derive(Debug)]
 pub struct ArchiveReader {
-    connection: Connection,
-    index: PathBuf,
-    folder: PathBuf,
-    temporary: PathBuf,
+    pub(super) connection: Connection,
+    pub(super) index: PathBuf,
+    pub(super) folder: PathBuf,
+    pub(super) temporary: PathBuf,
 }
 
 /// Figures of an archive, from its index.
@@ -52,6 +52,8 @@ pub struct ObjectEntry {
     pub digest: Digest,
     /// Whether it is pending.
     pub pending: bool,
+    /// Whether retention has taken ids of it out of the index.
+    pub partly_forgotten: bool,
     number: i64,
 }
 
@@ -103,7 +105,7 @@ impl ArchiveReader {
     /// When the index cannot be read, or the error of `visit`.
     pub fn objects(&self, visit: &mut dyn FnMut(ObjectEntry) -> Result<(), Error>) -> Result<(), Error> {
         let located = |error: rusqlite::Error| Error::from(error).at(&self.index);
-        let sql = "SELECT id, name, temporary, bytes, lines, digest FROM objects ORDER BY id";
+        let sql = "SELECT id, name, temporary, bytes, lines, digest, listed FROM objects WHERE removing = 0 ORDER BY id";
         let mut select = self.connection.prepare_cached(sql).map_err(located)?;
         let mut rows = select.query([]).map_err(located)?;
         while let Some(row) = rows.next().map_err(located)? {
@@ -124,7 +126,8 @@ impl ArchiveReader {
             sum: row.get::<_, i64>(5)?.cast_unsigned(),
         };
         let bytes = row.get::<_, i64>(3)?.cast_unsigned();
-        Ok(ObjectEntry { name, path, bytes, digest, pending, number: row.get(0)? })
+        let partly_forgotten = row.get::<_, i64>(6)?.cast_unsigned() < digest.count;
+        Ok(ObjectEntry { name, path, bytes, digest, pending, partly_forgotten, number: row.get(0)? })
     }
 
     /// Objects whose file is gone or has another size than the one that was archived.
@@ -142,7 +145,22 @@ impl ArchiveReader {
             }
             Ok(())
         })?;
-        Ok(damaged)
+        // A running retention may have removed some since they were listed.
+        let mut still = Vec::with_capacity(damaged.len());
+        for object in damaged {
+            if self.is_listed_object(object.number)? {
+                still.push(object);
+            }
+        }
+        Ok(still)
+    }
+
+    fn is_listed_object(&self, number: i64) -> Result<bool, Error> {
+        let read = || {
+            let sql = "SELECT 1 FROM objects WHERE id = ?1 AND removing = 0";
+            self.connection.prepare_cached(sql)?.exists([number])
+        };
+        read().map_err(|error| Error::from(error).at(&self.index))
     }
 
     /// All ids in rising order, but for those in the objects `without`. Memory does not grow with their number; ids
@@ -266,7 +284,7 @@ impl ArchiveReader {
             };
             found.insert(&message.id);
             let fingerprint = payload_fingerprint(&message.payload);
-            if !self.is_listed(&message.id, object.number, fingerprint)? {
+            if !self.is_listed(&message.id, object, fingerprint)? {
                 return Ok(Some(format!(
                     "line {number}: message {} is not listed in this object so",
                     message.id
@@ -276,13 +294,17 @@ impl ArchiveReader {
         Ok(None)
     }
 
-    fn is_listed(&self, id: &MessageId, object: i64, fingerprint: u64) -> Result<bool, Error> {
+    /// A line whose id is forgotten is proved by the object's digest alone.
+    fn is_listed(&self, id: &MessageId, object: &ObjectEntry, fingerprint: u64) -> Result<bool, Error> {
         let read = || {
             let sql = "SELECT object, fingerprint FROM object_ids WHERE id = ?1";
             let mut select = self.connection.prepare_cached(sql)?;
             select.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional()
         };
         let listed: Option<(i64, i64)> = read().map_err(|error| Error::from(error).at(&self.index))?;
-        Ok(listed == Some((object, fingerprint.cast_signed())))
+        Ok(match listed {
+            Some((number, stored)) if number == object.number => stored == fingerprint.cast_signed(),
+            _ => object.partly_forgotten,
+        })
     }
 }

@@ -8,8 +8,12 @@ use messagepipeline::ErrorClass;
 ///
 /// `auto_vacuum=INCREMENTAL`: pages that trimming frees are used again, so the file stays as large as the largest
 /// backlog was; after a long outage of a sink they are given back to the file system in small steps.
-pub(super) const SCHEMA: Schema =
-    Schema { kind: "bus", application_id: 0x4d53_4255, shrinks: true, migrations: &[FORMAT_1, FORMAT_2, FORMAT_3] };
+pub(super) const SCHEMA: Schema = Schema {
+    kind: "bus",
+    application_id: 0x4d53_4255,
+    shrinks: true,
+    migrations: &[FORMAT_1, FORMAT_2, FORMAT_3],
+};
 
 const FORMAT_1: &str = "
 CREATE TABLE topics (

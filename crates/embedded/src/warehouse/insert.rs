@@ -9,6 +9,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode};
 /// The statements for one table.
 #[derive(Debug)]
 pub(super) struct Plan {
+    table: String,
     insert: String,
     /// Position of the first column that holds the payload, and the query for its stored value.
     payload: Option<(usize, String)>,
@@ -28,7 +29,11 @@ impl Plan {
             let query = format!("SELECT {} FROM \"{table}\" WHERE \"{MESSAGE_ID}\" = ?1", names[at]);
             (at, query)
         });
-        Self { insert, payload }
+        Self { table: table.to_owned(), insert, payload }
+    }
+
+    pub(super) fn table(&self) -> &str {
+        &self.table
     }
 
     /// Stores `rows`; a row that the table refuses leaves the others as they are.

@@ -7,10 +7,12 @@
 mod insert;
 mod query;
 mod reader;
+mod retention;
 mod table;
 
 pub use query::{Cell, Visit, check_query};
 pub use reader::WarehouseReader;
+pub use retention::{OldRow, RowRetention};
 
 use crate::Error;
 use crate::sqlite::{self, Schema, Writer};
@@ -24,8 +26,14 @@ use std::sync::Arc;
 /// Name of the table when the configuration names none.
 pub const DEFAULT_TABLE: &str = "messages";
 
-const SCHEMA: Schema =
-    Schema { kind: "warehouse", application_id: 0x4d53_5748, shrinks: false, migrations: &[FORMAT_1] };
+/// Pages that removed rows free are used again by new rows, so with a retention the file stays as large as it was at
+/// its end.
+const SCHEMA: Schema = Schema {
+    kind: "warehouse",
+    application_id: 0x4d53_5748,
+    shrinks: false,
+    migrations: &[FORMAT_1, retention::FORMAT_2],
+};
 
 /// The type a column was made for. SQLite would take any value in any column, so a changed configuration is found
 /// here and not by readers who stumble over mixed values.

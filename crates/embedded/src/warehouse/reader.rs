@@ -16,9 +16,9 @@ const PAGE: usize = 10_000;
 /// A read-only view of one table of `warehouse.db`. All its calls read the disk before they return.
 #[derive(Debug)]
 pub struct WarehouseReader {
-    connection: Connection,
-    path: PathBuf,
-    table: String,
+    pub(super) connection: Connection,
+    pub(super) path: PathBuf,
+    pub(super) table: String,
 }
 
 impl WarehouseReader {
