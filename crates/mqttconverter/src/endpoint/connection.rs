@@ -71,6 +71,7 @@ pub(super) struct Connection {
     keep_alive: Option<Duration>,
     will: Option<Box<Will>>,
     expiry: Duration,
+    expiry_changed: bool,
     /// Absent once nothing more is handed over.
     sender: Option<Sender>,
     phase: watch::Receiver<Phase>,
@@ -105,6 +106,7 @@ impl Connection {
             keep_alive: accepted.keep_alive,
             will: accepted.will,
             expiry: accepted.expiry,
+            expiry_changed: false,
             sender: Some(sender),
             timer: Box::pin(sleep_until(now + tick)),
             heard: now,
@@ -156,10 +158,10 @@ impl Connection {
         }
     }
 
-    /// Writes the PUBACKs that are ready into the output, and looks whether the connection may go on.
+    /// Writes the replies that are ready into the output, and looks whether the connection may go on.
     fn collect(&mut self) -> Option<End> {
         let output = &mut self.wire.output;
-        match self.attachment.collect(|packet_id, code| reply::puback(output, packet_id, code)) {
+        match self.attachment.collect(|answer| reply::answer(output, answer)) {
             Standing::Good => None,
             Standing::TakenOver => Some(End::Refused(Reason::TakenOver)),
             Standing::Failed => Some(End::Refused(Reason::ServerBusy)),

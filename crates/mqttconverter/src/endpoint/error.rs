@@ -14,6 +14,9 @@ pub enum EndpointError {
     /// The TLS files cannot be used.
     #[error("the MQTT endpoint cannot start: {0}")]
     Tls(#[from] TlsError),
+    /// The stored sessions cannot be read.
+    #[error("the MQTT endpoint cannot start without its stored sessions: {0}")]
+    Sessions(StageError),
     /// The address cannot be listened on.
     #[error("cannot listen for MQTT on {address}: {source}")]
     Bind {
@@ -29,10 +32,13 @@ fn list(mistakes: &[Mistake]) -> String {
 }
 
 impl EndpointError {
-    /// What repeating would bring: a person must change something first.
+    /// What repeating would bring. Mostly a person must change something first.
     #[must_use]
     pub fn class(&self) -> ErrorClass {
-        ErrorClass::Configuration
+        match self {
+            Self::Sessions(error) => error.class(),
+            Self::Options(_) | Self::Tls(_) | Self::Bind { .. } => ErrorClass::Configuration,
+        }
     }
 }
 

@@ -94,10 +94,10 @@ async fn accept(shared: &Shared, wire: &mut Wire, connect: &Connect<'_>) -> Resu
     let grant = shared.authenticator.check(connect.credentials).await?;
     let assigned = connect.client_id.is_empty().then(|| shared.ids.next_id().to_string());
     let client_id = assigned.as_deref().unwrap_or(connect.client_id);
-    let will =
-        connect.will.as_ref().map(|will| Will::new(will, connect.version, &grant, client_id)).transpose()?;
+    let will = connect.will.as_ref().map(|will| Will::new(will, &grant, client_id)).transpose()?;
     let expiry = session_expiry(connect, shared.options.max_session_expiry);
     let (attachment, present) = shared.sessions.attach(client_id, connect.clean)?;
+    let attachment = remembered(shared, attachment, expiry).await?;
     write_connack(shared, wire, connect, present, expiry, assigned.as_deref());
     Ok(Accepted {
         attachment,
@@ -107,6 +107,30 @@ async fn accept(shared: &Shared, wire: &mut Wire, connect: &Connect<'_>) -> Resu
         will: will.map(Box::new),
         expiry,
     })
+}
+
+/// Has the session remembered where it outlives its connection. If that fails, or is not waited for, the session is
+/// without a connection again.
+async fn remembered(shared: &Shared, attachment: Attachment, expiry: Duration) -> Result<Attachment, Reason> {
+    let mut admission = Admission { shared, attachment: Some(attachment), expiry };
+    if let Some(attachment) = &admission.attachment {
+        shared.remember(attachment, expiry).await?;
+    }
+    admission.attachment.take().ok_or(Reason::ServerUnavailable)
+}
+
+struct Admission<'a> {
+    shared: &'a Shared,
+    attachment: Option<Attachment>,
+    expiry: Duration,
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        if let Some(attachment) = &self.attachment {
+            self.shared.sessions.detach(attachment, self.expiry);
+        }
+    }
 }
 
 fn session_expiry(connect: &Connect<'_>, longest: Duration) -> Duration {

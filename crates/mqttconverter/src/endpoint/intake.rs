@@ -1,9 +1,11 @@
 //! From packets to deliveries: which publishes are taken, which are refused, which end the connection.
 
 use super::auth::Grant;
+use super::exchange::Release;
 use super::packet::{Publish, Version, WillRequest};
 use super::reason::Reason;
-use super::window::Window;
+use super::store::Held;
+use super::window::{Sequence, Taking, Window};
 use crate::message::{self, MAX_USER_PROPERTIES, PublishInfo};
 use crate::topic::{TopicError, validate_name};
 use bytes::Bytes;
@@ -20,7 +22,7 @@ const MAX_TOPIC_BYTES: usize = 4_096;
 /// How a publish that is not taken is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejected {
-    /// In its PUBACK, where there is one that can say so.
+    /// In its PUBACK or PUBREC, where there is one that can say so.
     Refuse(Reason),
     /// By ending the connection.
     End(Reason),
@@ -63,26 +65,74 @@ pub(super) struct Gate {
     pub(super) hasher: DefaultHashBuilder,
 }
 
-/// Publishes of one read, on their way into the pipeline.
+/// Publishes and PUBRELs of one read.
 #[derive(Default)]
 pub(super) struct Intake {
     pub(super) deliveries: Vec<Delivery>,
     steps: Vec<Step>,
     /// Bytes of the deliveries.
     pub(super) weight: usize,
-    /// PUBACKs that this intake will owe.
+    /// Replies that this intake will owe.
     pub(super) replies: usize,
     /// Publishes by quality of service, repeated ones included.
-    pub(super) taken: [u64; 2],
+    pub(super) taken: [u64; 3],
+    /// What is to be made durable before anything of QoS 2 goes on.
+    pub(super) changes: Changes,
+    /// PUBCOMPs to be written then, with their reason codes.
+    pub(super) completions: Vec<(u16, u8)>,
+}
+
+/// What changes in the packet state of QoS 2.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) held: Vec<Held>,
+    pub(super) released: Vec<u16>,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.released.is_empty()
+    }
 }
 
 struct Step {
     packet_id: u16,
     fingerprint: u64,
     weight: u32,
-    dup: bool,
-    /// Set if the publish is refused and therefore has no delivery.
-    refusal: Option<Reason>,
+    kind: StepKind,
+}
+
+#[derive(Clone, Copy)]
+enum StepKind {
+    /// QoS 0 and 1.
+    Publish {
+        dup: bool,
+    },
+    ExactlyOnce,
+    /// Has no delivery.
+    Refused {
+        reason: Reason,
+        exactly_once: bool,
+    },
+    /// PUBREL; has no delivery.
+    Release,
+}
+
+impl StepKind {
+    fn has_delivery(self) -> bool {
+        matches!(self, Self::Publish { .. } | Self::ExactlyOnce)
+    }
+}
+
+/// What came of entering an intake into the window.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Registered {
+    /// Publishes that repeat one in flight or stored, and enter the pipeline no second time.
+    pub(super) repeated: usize,
+    /// Packet identifiers under which a device sent another message without having released the first.
+    pub(super) replaced: usize,
+    /// A packet that no client may send; it and what came behind it is not taken.
+    pub(super) violation: bool,
 }
 
 impl Gate {
@@ -107,7 +157,11 @@ impl Gate {
             properties: publish.properties,
         };
         let attributes = message::attributes(&info, publish.user_properties());
-        let fingerprint = if publish.qos == 0 { 0 } else { self.fingerprint(topic, publish.payload) };
+        let fingerprint = match publish.qos {
+            0 => 0,
+            1 => self.fingerprint(topic, publish.payload),
+            _ => stable_fingerprint(topic, publish),
+        };
         self.aliases.keep(publish);
         let message = new_message(frame.slice_ref(publish.payload), attributes, now);
         intake.add(message, publish, fingerprint);
@@ -115,9 +169,6 @@ impl Gate {
     }
 
     fn judge<'a>(&'a self, publish: &Publish<'a>) -> Result<&'a str, Rejected> {
-        if publish.qos == 2 {
-            return Err(Rejected::End(Reason::QosNotSupported));
-        }
         let topic = self.aliases.resolve(publish)?;
         if topic.is_empty() && self.version == Version::V5 {
             return Err(Rejected::End(Reason::ProtocolError));
@@ -135,6 +186,28 @@ impl Gate {
         hasher.write(payload);
         hasher.finish()
     }
+}
+
+/// As [`Gate::fingerprint`] for QoS 2, and over the properties too: it is stored, so it is FarmHash's `Fingerprint64`,
+/// the same in every version. The Message Expiry Interval is left out, because senders may count it down.
+fn stable_fingerprint(topic: &str, publish: &Publish<'_>) -> u64 {
+    let mut text = Vec::with_capacity(64 + topic.len());
+    let mut put = |part: &[u8]| {
+        text.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        text.extend_from_slice(part);
+    };
+    put(topic.as_bytes());
+    put(&farmhash::fingerprint64(publish.payload).to_le_bytes());
+    put(&publish.payload.len().to_le_bytes());
+    let properties = &publish.properties;
+    put(properties.content_type.unwrap_or_default().as_bytes());
+    put(properties.response_topic.unwrap_or_default().as_bytes());
+    put(properties.correlation_data.unwrap_or_default());
+    for (name, value) in publish.user_properties() {
+        put(name.as_bytes());
+        put(value.as_bytes());
+    }
+    farmhash::fingerprint64(&text)
 }
 
 /// Why a message is refused for good, if it is.
@@ -163,16 +236,7 @@ pub(super) struct Will {
 
 impl Will {
     /// Checks the will as its publish would be checked.
-    pub(super) fn new(
-        request: &WillRequest<'_>,
-        version: Version,
-        grant: &Grant,
-        client_id: &str,
-    ) -> Result<Self, Reason> {
-        // At 3.1.1 nothing could tell the client so; it is published once in any case.
-        if request.qos == 2 && version == Version::V5 {
-            return Err(Reason::QosNotSupported);
-        }
+    pub(super) fn new(request: &WillRequest<'_>, grant: &Grant, client_id: &str) -> Result<Self, Reason> {
         let is_utf8 = !request.properties.payload_is_utf8 || std::str::from_utf8(request.payload).is_ok();
         check(grant, request.topic, request.user_property_count, is_utf8)?;
         let info = PublishInfo {
@@ -210,23 +274,24 @@ impl Intake {
     fn add(&mut self, message: Message, publish: &Publish<'_>, fingerprint: u64) {
         let weight = u32::try_from(message.weight()).unwrap_or(u32::MAX);
         self.weight += weight as usize;
-        let at_least_once = usize::from(publish.qos > 0);
-        self.replies += at_least_once;
-        self.taken[at_least_once] += 1;
-        self.steps.push(Step {
-            packet_id: publish.packet_id,
-            fingerprint,
-            weight,
-            dup: publish.dup,
-            refusal: None,
-        });
+        self.replies += usize::from(publish.qos > 0);
+        self.taken[usize::from(publish.qos.min(2))] += 1;
+        let kind =
+            if publish.qos == 2 { StepKind::ExactlyOnce } else { StepKind::Publish { dup: publish.dup } };
+        self.steps.push(Step { packet_id: publish.packet_id, fingerprint, weight, kind });
         self.deliveries.push(Delivery { message, token: Token(0) });
     }
 
-    /// Notes a publish that is refused in its PUBACK.
-    pub(super) fn refuse(&mut self, packet_id: u16, reason: Reason) {
+    /// Notes a publish that is refused in its reply.
+    pub(super) fn refuse(&mut self, packet_id: u16, exactly_once: bool, reason: Reason) {
         self.replies += 1;
-        self.steps.push(Step { packet_id, fingerprint: 0, weight: 0, dup: false, refusal: Some(reason) });
+        let kind = StepKind::Refused { reason, exactly_once };
+        self.steps.push(Step { packet_id, fingerprint: 0, weight: 0, kind });
+    }
+
+    /// Notes a PUBREL.
+    pub(super) fn release(&mut self, packet_id: u16) {
+        self.steps.push(Step { packet_id, fingerprint: 0, weight: 0, kind: StepKind::Release });
     }
 
     /// Whether there is nothing to enter into the window.
@@ -234,29 +299,115 @@ impl Intake {
         self.steps.is_empty()
     }
 
-    /// Enters everything into the window, in order of receipt. Deliveries that repeat one in flight are dropped;
-    /// the answer is how many.
-    pub(super) fn register(&mut self, window: &mut Window, token: impl Fn(u32) -> Token) -> usize {
+    /// Whether another packet must wait for the next intake, so that this one stays bounded.
+    pub(super) fn is_full(&self, messages: usize, bytes: usize) -> bool {
+        self.steps.len() >= messages || self.weight >= bytes
+    }
+
+    /// Enters everything into the window, in order of receipt. Deliveries that repeat one in flight or stored are
+    /// dropped. The deliveries must have their ids; a message at QoS 2 that is published again gets its first one.
+    pub(super) fn register(&mut self, window: &mut Window, token: impl Fn(Sequence) -> Token) -> Registered {
+        let mut registered = Registered::default();
         let mut repeated = Vec::new();
-        let mut index = 0;
-        for step in &self.steps {
-            if let Some(reason) = step.refusal {
-                window.refuse(step.packet_id, reason.code());
-                continue;
-            }
-            if step.dup && window.repeat(step.packet_id, step.fingerprint) {
-                repeated.push(index);
-                self.weight -= step.weight as usize;
-            } else {
-                self.deliveries[index].token =
-                    token(window.take(step.packet_id, step.fingerprint, step.weight));
+        let (mut index, mut weight) = (0, 0);
+        let steps = std::mem::take(&mut self.steps);
+        for step in &steps {
+            let entry = match step.kind {
+                StepKind::Refused { reason, exactly_once } => {
+                    // The refusal frees the packet identifier.
+                    if exactly_once && window.release(step.packet_id) == Release::Due {
+                        self.changes.released.push(step.packet_id);
+                    }
+                    window.refuse(step.packet_id, exactly_once, reason.code());
+                    continue;
+                }
+                StepKind::Release => {
+                    registered.violation = !self.enter_release(window, step.packet_id);
+                    if registered.violation {
+                        break;
+                    }
+                    continue;
+                }
+                StepKind::Publish { dup: true } if window.repeat(step.packet_id, step.fingerprint) => None,
+                StepKind::Publish { .. } => Some(window.take(step.packet_id, step.fingerprint, step.weight)),
+                StepKind::ExactlyOnce => {
+                    match self.enter_exactly_once(window, step, index, &mut registered) {
+                        Ok(entry) => entry,
+                        Err(()) => break,
+                    }
+                }
+            };
+            match entry {
+                Some(sequence) => {
+                    self.deliveries[index].token = token(sequence);
+                    weight += step.weight as usize;
+                }
+                None => repeated.push(index),
             }
             index += 1;
         }
+        self.weight = weight;
+        self.deliveries.truncate(index);
         for &index in repeated.iter().rev() {
             self.deliveries.remove(index);
         }
-        self.steps.clear();
-        repeated.len()
+        registered.repeated = repeated.len();
+        registered
+    }
+
+    /// The messages at QoS 0 alone, with their weight, when nothing else can be entered any more.
+    pub(super) fn into_orphans(self, mut token: impl FnMut(u32) -> Token) -> (Vec<Delivery>, usize) {
+        let publishes = self.steps.iter().filter(|step| step.kind.has_delivery());
+        let mut weight = 0;
+        let orphans = self.deliveries.into_iter().zip(publishes).filter(|(_, step)| step.packet_id == 0).map(
+            |(mut delivery, step)| {
+                delivery.token = token(step.weight);
+                weight += step.weight as usize;
+                delivery
+            },
+        );
+        let orphans = orphans.collect();
+        (orphans, weight)
+    }
+
+    /// False if no client may send this PUBREL now.
+    fn enter_release(&mut self, window: &mut Window, packet_id: u16) -> bool {
+        match window.release(packet_id) {
+            Release::Due => {
+                self.changes.released.push(packet_id);
+                self.completions.push((packet_id, 0));
+            }
+            Release::Unknown => self.completions.push((packet_id, Reason::PacketIdentifierNotFound.code())),
+            Release::Violation => return false,
+        }
+        true
+    }
+
+    /// Where the message stands in the window, if it enters the pipeline.
+    fn enter_exactly_once(
+        &mut self,
+        window: &mut Window,
+        step: &Step,
+        index: usize,
+        registered: &mut Registered,
+    ) -> Result<Option<Sequence>, ()> {
+        let message = &mut self.deliveries[index].message;
+        match window.take_exactly_once(step.packet_id, step.fingerprint, step.weight, message.id) {
+            Taking::New { sequence, replaces } => {
+                registered.replaced += usize::from(replaces);
+                let (packet_id, fingerprint) = (step.packet_id, step.fingerprint);
+                self.changes.held.push(Held { packet_id, message_id: message.id, fingerprint });
+                Ok(Some(sequence))
+            }
+            Taking::Again { sequence, message_id } => {
+                message.id = message_id;
+                Ok(Some(sequence))
+            }
+            Taking::Repeated => Ok(None),
+            Taking::Violation => {
+                registered.violation = true;
+                Err(())
+            }
+        }
     }
 }

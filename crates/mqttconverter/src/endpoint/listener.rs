@@ -112,10 +112,18 @@ impl Listener {
         let shared = Arc::clone(&self.shared);
         let certificates = self.certificates.clone();
         // Off the network tasks: it reads files and looks at every session.
-        tokio::task::spawn_blocking(move || {
-            shared.sessions.sweep();
-            if let Some(certificates) = certificates {
-                certificates.refresh();
+        self.tracker.spawn(async move {
+            let sweeping = Arc::clone(&shared);
+            let swept = tokio::task::spawn_blocking(move || {
+                sweeping.sessions.sweep();
+                if let Some(certificates) = certificates {
+                    certificates.refresh();
+                }
+            });
+            if swept.await.is_ok()
+                && let Err(error) = shared.forget_ended().await
+            {
+                shared.store_failed(&error);
             }
         });
     }

@@ -30,7 +30,12 @@ mod budget;
 mod certificates;
 mod connection;
 mod consumer;
+mod durable;
 mod error;
+mod exchange;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod intake;
 mod listener;
@@ -40,6 +45,7 @@ mod reason;
 mod reply;
 mod session;
 mod shared;
+mod store;
 mod telemetry;
 mod window;
 mod wire;
@@ -47,6 +53,7 @@ mod wire;
 pub use consumer::EndpointConsumer;
 pub use error::EndpointError;
 pub use options::{EndpointOptions, Mistake, User};
+pub use store::{Held, SessionKey, SessionStore, StoredSession};
 
 use auth::Authenticator;
 use budget::Budget;
@@ -109,6 +116,28 @@ impl Endpoint {
         ids: Arc<IdGenerator>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, EndpointError> {
+        Self::start(options, ids, clock, None).await
+    }
+
+    /// [`Endpoint::bind`] with sessions that outlive the process, in `store`.
+    ///
+    /// # Errors
+    /// As for [`Endpoint::bind`], and when the store cannot be read.
+    pub async fn bind_with_store(
+        options: EndpointOptions,
+        ids: Arc<IdGenerator>,
+        clock: Arc<dyn Clock>,
+        store: Arc<dyn SessionStore>,
+    ) -> Result<Self, EndpointError> {
+        Self::start(options, ids, clock, Some(store)).await
+    }
+
+    async fn start(
+        options: EndpointOptions,
+        ids: Arc<IdGenerator>,
+        clock: Arc<dyn Clock>,
+        store: Option<Arc<dyn SessionStore>>,
+    ) -> Result<Self, EndpointError> {
         let mistakes = options.mistakes();
         if !mistakes.is_empty() {
             return Err(EndpointError::Options(mistakes));
@@ -120,13 +149,27 @@ impl Endpoint {
         if certificates.is_none() && !options.users.is_empty() && !address.ip().is_loopback() {
             tracing::warn!(%address, "passwords cross the network in the clear; set up TLS for MQTT");
         }
-        let shared = Arc::new(share(options, ids, clock));
+        let stored = match &store {
+            Some(store) => store.load().await.map_err(EndpointError::Sessions)?,
+            None => Vec::new(),
+        };
+        let shared = Arc::new(share(options, ids, clock, store));
+        if shared.sessions.restore(stored).is_err() {
+            tracing::warn!(
+                "more MQTT sessions are stored than the endpoint has places for; some are not restored"
+            );
+        }
         let consumer = EndpointConsumer::new(Arc::clone(&shared), socket, certificates, CHUNKS);
         Ok(Self { address, consumer, handle: EndpointHandle(shared) })
     }
 }
 
-fn share(options: EndpointOptions, ids: Arc<IdGenerator>, clock: Arc<dyn Clock>) -> Shared {
+fn share(
+    options: EndpointOptions,
+    ids: Arc<IdGenerator>,
+    clock: Arc<dyn Clock>,
+    store: Option<Arc<dyn SessionStore>>,
+) -> Shared {
     let budget = Arc::new(Budget::new(options.max_in_flight_messages, options.max_in_flight_bytes));
     let telemetry = Arc::new(Telemetry::new());
     let sessions = Arc::new(Sessions::new(
@@ -141,6 +184,8 @@ fn share(options: EndpointOptions, ids: Arc<IdGenerator>, clock: Arc<dyn Clock>)
         options,
         budget,
         sessions,
+        store,
+        ending: tokio::sync::Mutex::default(),
         telemetry,
         ids,
         clock,

@@ -17,12 +17,12 @@ pub(crate) enum Reason {
     KeepAliveTimeout = 0x8D,
     TakenOver = 0x8E,
     TopicNameInvalid = 0x90,
+    PacketIdentifierNotFound = 0x92,
     ReceiveMaximumExceeded = 0x93,
     TopicAliasInvalid = 0x94,
     PacketTooLarge = 0x95,
     QuotaExceeded = 0x97,
     PayloadFormatInvalid = 0x99,
-    QosNotSupported = 0x9B,
 }
 
 impl Reason {
@@ -60,12 +60,12 @@ impl Reason {
             Self::KeepAliveTimeout => "keep-alive-timeout",
             Self::TakenOver => "session-taken-over",
             Self::TopicNameInvalid => "topic-name-invalid",
+            Self::PacketIdentifierNotFound => "packet-identifier-not-found",
             Self::ReceiveMaximumExceeded => "receive-maximum-exceeded",
             Self::TopicAliasInvalid => "topic-alias-invalid",
             Self::PacketTooLarge => "packet-too-large",
             Self::QuotaExceeded => "quota-exceeded",
             Self::PayloadFormatInvalid => "payload-format-invalid",
-            Self::QosNotSupported => "qos-not-supported",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::packet::Version;
 use super::reason::Reason;
+use super::window::Answer;
 use bytes::{BufMut, BytesMut};
 
 const PINGRESP: [u8; 2] = [0xD0, 0];
@@ -32,8 +33,8 @@ pub(super) fn connack_v5(out: &mut BytesMut, session_present: bool, properties: 
     }
     block.put_u8(0x21);
     block.put_u16(properties.receive_maximum);
-    // Maximum QoS 1; no wildcard, identified or shared subscriptions, as there are none at all.
-    block.put_slice(&[0x24, 1, 0x28, 0, 0x29, 0, 0x2A, 0]);
+    // No Maximum QoS, which says 2. No wildcard, identified or shared subscriptions, as there are none at all.
+    block.put_slice(&[0x28, 0, 0x29, 0, 0x2A, 0]);
     block.put_u8(0x27);
     block.put_u32(properties.maximum_packet_size);
     block.put_u8(0x22);
@@ -58,13 +59,23 @@ pub(super) fn connack_refused(out: &mut BytesMut, version: Version, reason: Reas
     }
 }
 
-/// PUBACK; `code` 0 is success. 3.1.1 has no other, and the caller closes instead.
-pub(super) fn puback(out: &mut BytesMut, packet_id: u16, code: u8) {
+/// PUBACK, or at QoS 2 PUBREC; code 0 is success. 3.1.1 has no other, and the caller closes instead.
+pub(super) fn answer(out: &mut BytesMut, answer: Answer) {
+    let first = if answer.exactly_once { 0x50 } else { 0x40 };
+    acknowledgement(out, first, answer.packet_id, answer.code);
+}
+
+/// PUBCOMP. MQTT 5 has a reason code for an identifier that was not known; in 3.1.1 all are alike.
+pub(super) fn pubcomp(out: &mut BytesMut, version: Version, packet_id: u16, code: u8) {
+    acknowledgement(out, 0x70, packet_id, if version == Version::V5 { code } else { 0 });
+}
+
+fn acknowledgement(out: &mut BytesMut, first: u8, packet_id: u16, code: u8) {
     let [high, low] = packet_id.to_be_bytes();
     if code == 0 {
-        out.put_slice(&[0x40, 2, high, low]);
+        out.put_slice(&[first, 2, high, low]);
     } else {
-        out.put_slice(&[0x40, 3, high, low, code]);
+        out.put_slice(&[first, 3, high, low, code]);
     }
 }
 

@@ -5,12 +5,14 @@
 
 use super::budget::Budget;
 use super::reason::Reason;
+use super::store::{SessionKey, StoredSession};
 use super::telemetry::Telemetry;
-use super::window::{Sequence, Window};
+use super::window::{Answer, Sequence, Window};
 use hashbrown::HashMap;
 use messagepipeline::{Settle, Settlement, Token};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -44,9 +46,20 @@ impl Place {
 
 /// One client's session.
 pub(super) struct Session {
-    client_id: Arc<str>,
+    pub(super) client_id: Arc<str>,
     place: Place,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
+    /// Held over every call to the store for this session, so that they come in the order of what they say.
+    pub(super) store_turn: tokio::sync::Mutex<()>,
+}
+
+/// What the session store has of a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    pub(super) key: SessionKey,
+    pub(super) expiry: Duration,
+    /// It may have packet state that the session no longer has: a clean start that is not written yet.
+    pub(super) is_stale: bool,
 }
 
 impl Session {
@@ -58,15 +71,16 @@ impl Session {
             failed: false,
             expires: None,
             forgotten: false,
+            kept: None,
         };
-        Self { client_id, place, state: Mutex::new(state) }
+        Self { client_id, place, state: Mutex::new(state), store_turn: tokio::sync::Mutex::default() }
     }
 }
 
-struct State {
-    window: Window,
+pub(super) struct State {
+    pub(super) window: Window,
     /// Raised by every connection; an older connection sees that it was replaced.
-    epoch: u32,
+    pub(super) epoch: u32,
     /// Wakes the present connection.
     waker: Option<Arc<Notify>>,
     /// A message of the present connection failed downstream.
@@ -75,6 +89,8 @@ struct State {
     expires: Option<Instant>,
     /// No longer in the table of client identifiers; its place is free when the pipeline holds nothing of it.
     forgotten: bool,
+    /// Present if the session outlives this process.
+    pub(super) kept: Option<Kept>,
 }
 
 /// How things stand for a connection.
@@ -89,8 +105,8 @@ pub(super) enum Standing {
 
 /// A connection's hold on its session.
 pub(super) struct Attachment {
-    session: Arc<Session>,
-    epoch: u32,
+    pub(super) session: Arc<Session>,
+    pub(super) epoch: u32,
     /// Something happened: verdicts, or another connection took the session over.
     pub(super) woken: Arc<Notify>,
 }
@@ -110,8 +126,8 @@ impl Attachment {
         (state.epoch == self.epoch).then(|| work(&mut state.window))
     }
 
-    /// Hands the PUBACKs that may be written to `write`.
-    pub(super) fn collect(&self, write: impl FnMut(u16, u8)) -> Standing {
+    /// Hands the replies that may be written to `write`.
+    pub(super) fn collect(&self, write: impl FnMut(Answer)) -> Standing {
         let mut state = self.session.state.lock();
         if state.epoch != self.epoch {
             return Standing::TakenOver;
@@ -137,6 +153,10 @@ pub(super) struct Sessions {
     receive_maximum: u16,
     /// Sessions without a connection beyond this number are forgotten at once.
     max_detached: usize,
+    /// Forgotten sessions that the session store still has.
+    ended: Mutex<Vec<SessionKey>>,
+    /// How many those are, with those that are being removed just now.
+    ended_count: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -173,6 +193,55 @@ impl Sessions {
             telemetry,
             receive_maximum,
             max_detached,
+            ended: Mutex::default(),
+            ended_count: AtomicUsize::new(0),
+        }
+    }
+
+    /// Takes over what an earlier process kept. A session's time begins with this process, as it is not known when its
+    /// connection ended.
+    pub(super) fn restore(&self, stored: Vec<StoredSession>) -> Result<(), Reason> {
+        let now = Instant::now();
+        let mut by_client = self.by_client.lock();
+        for StoredSession { key, client_id, expiry, held } in stored {
+            if by_client.detached >= self.max_detached {
+                self.end(key);
+                continue;
+            }
+            let session = self.add(&mut by_client, &client_id)?;
+            by_client.detached += 1;
+            let mut state = session.state.lock();
+            state.window.restore(&held);
+            state.expires = Some(now + expiry);
+            state.kept = Some(Kept { key, expiry, is_stale: false });
+        }
+        Ok(())
+    }
+
+    /// Notes that the store is to forget a session.
+    fn end(&self, key: SessionKey) {
+        self.ended_count.fetch_add(1, Ordering::AcqRel);
+        self.ended.lock().push(key);
+    }
+
+    /// Whether the store still has forgotten sessions.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended_count.load(Ordering::Acquire) > 0
+    }
+
+    /// Sessions that the store is to forget, at most `limit`.
+    pub(super) fn take_ended(&self, limit: usize) -> Vec<SessionKey> {
+        let mut ended = self.ended.lock();
+        let rest = ended.len().saturating_sub(limit);
+        ended.split_off(rest)
+    }
+
+    /// What became of them.
+    pub(super) fn ended(&self, keys: Vec<SessionKey>, is_done: bool) {
+        if is_done {
+            self.ended_count.fetch_sub(keys.len(), Ordering::AcqRel);
+        } else {
+            self.ended.lock().extend(keys);
         }
     }
 
@@ -192,6 +261,12 @@ impl Sessions {
         let present = is_known && !clean && expires.is_none_or(|at| at > Instant::now());
         state.epoch = state.epoch.wrapping_add(1);
         state.failed = false;
+        if !present
+            && !state.window.exchanges().is_empty()
+            && let Some(kept) = &mut state.kept
+        {
+            kept.is_stale = true;
+        }
         state.window.attach(!present);
         if let Some(former) = state.waker.replace(Arc::clone(&woken)) {
             former.notify_one();
@@ -269,6 +344,9 @@ impl Sessions {
 
     fn forget(&self, session: &Session, state: &mut State) {
         state.forgotten = true;
+        if let Some(kept) = state.kept.take() {
+            self.end(kept.key);
+        }
         if state.window.in_pipeline() == 0 {
             self.free(session.place);
         }

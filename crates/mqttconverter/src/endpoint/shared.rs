@@ -4,6 +4,7 @@ use super::auth::Authenticator;
 use super::budget::Budget;
 use super::options::EndpointOptions;
 use super::session::{Attachment, Sessions};
+use super::store::SessionStore;
 use super::telemetry::Telemetry;
 use hashbrown::DefaultHashBuilder;
 use messagepipeline::{Clock, Delivery, IdGenerator, Timestamp};
@@ -28,6 +29,10 @@ pub(super) struct Shared {
     pub(super) options: EndpointOptions,
     pub(super) budget: Arc<Budget>,
     pub(super) sessions: Arc<Sessions>,
+    /// Where sessions are kept over a restart; without it they end with the process.
+    pub(super) store: Option<Arc<dyn SessionStore>>,
+    /// Held while the store forgets sessions.
+    pub(super) ending: tokio::sync::Mutex<()>,
     /// The session under which wills are in the pipeline.
     pub(super) wills: Attachment,
     pub(super) telemetry: Arc<Telemetry>,

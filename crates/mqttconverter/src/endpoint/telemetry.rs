@@ -14,8 +14,9 @@ const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Handles of the metrics, looked up once.
 pub(super) struct Telemetry {
     pub(super) connections: Gauge,
-    pub(super) publishes: [Counter; 2],
+    pub(super) publishes: [Counter; 3],
     pub(super) duplicates: Counter,
+    pub(super) identifiers_reused: Counter,
     log: Mutex<LogGate>,
 }
 
@@ -28,8 +29,9 @@ impl Telemetry {
     pub(super) fn new() -> Self {
         Self {
             connections: metrics::gauge!(names::MQTT_CONNECTIONS),
-            publishes: ["0", "1"].map(|qos| metrics::counter!(names::MQTT_PUBLISHES, "qos" => qos)),
+            publishes: ["0", "1", "2"].map(|qos| metrics::counter!(names::MQTT_PUBLISHES, "qos" => qos)),
             duplicates: metrics::counter!(names::MQTT_DUPLICATES),
+            identifiers_reused: metrics::counter!(names::MQTT_IDENTIFIERS_REUSED),
             log: Mutex::new(LogGate { since: Instant::now(), lines: 0 }),
         }
     }

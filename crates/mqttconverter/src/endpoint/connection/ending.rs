@@ -24,8 +24,12 @@ impl Connection {
         if let End::Refused(reason) = end {
             reply::disconnect(&mut self.wire.output, self.gate.version, reason);
         }
+        Box::pin(self.keep_expiry()).await;
         let will = self.will.take().filter(|_| end.publishes_will());
         self.shared.sessions.detach(&self.attachment, self.expiry);
+        if let Err(error) = Box::pin(self.shared.forget_ended()).await {
+            self.shared.store_failed(&error);
+        }
         let (shared, sender) = (Arc::clone(&self.shared), self.sender.take());
         if end != End::Gone {
             self.wire.finish(FAREWELL).await;
@@ -35,6 +39,14 @@ impl Connection {
             if wait_for_return(&self.attachment, delay, &mut self.phase).await {
                 publish_will(&shared, &sender, *will).await;
             }
+        }
+    }
+
+    /// A DISCONNECT may have changed how long the session is remembered.
+    async fn keep_expiry(&self) {
+        if self.expiry_changed && !self.expiry.is_zero() {
+            // Without it the session ends sooner or later than asked; the failure has been told.
+            let _ = self.shared.remember(&self.attachment, self.expiry).await;
         }
     }
 

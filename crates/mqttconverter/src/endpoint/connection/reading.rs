@@ -1,10 +1,11 @@
 //! From the bytes of a connection to a chunk in the channel.
 
 use super::super::budget::SMALL_PACKET;
-use super::super::intake::{Intake, Rejected};
+use super::super::intake::{Changes, Intake, Registered, Rejected};
 use super::super::packet::{Disconnect, FixedHeader, Packet, Publish, Version};
 use super::super::reason::Reason;
 use super::super::reply;
+use super::super::session::Session;
 use super::super::shared::{Phase, Sender, Shared};
 use super::super::wire::Event;
 use super::{Connection, End, Pause};
@@ -22,12 +23,21 @@ impl Connection {
         let before = self.wire.input.len();
         let mut intake = Intake::default();
         let mut pause = self.decode(&mut intake, now);
-        if !intake.is_empty() && !self.enter(&mut intake) {
-            return Pause::End(End::Refused(Reason::TakenOver));
+        self.shared.name(&mut intake.deliveries);
+        if !intake.is_empty() {
+            match self.enter(&mut intake) {
+                None => {
+                    // Boxed like all that is rare, so that idle connections stay small.
+                    Box::pin(self.rescue(intake)).await;
+                    return Pause::End(End::Refused(Reason::TakenOver));
+                }
+                Some(Registered { violation: true, .. }) => {
+                    pause = Pause::End(End::Refused(Reason::ProtocolError))
+                }
+                Some(_) => {}
+            }
         }
-        if !intake.deliveries.is_empty()
-            && let Err(end) = self.hand_over(intake).await
-        {
+        if let Err(end) = self.hand_over(intake).await {
             return Pause::End(end);
         }
         if let Pause::Incomplete(bytes) = pause {
@@ -39,9 +49,12 @@ impl Connection {
     }
 
     fn decode(&mut self, intake: &mut Intake, now: Timestamp) -> Pause {
+        let is_v5 = self.gate.version == Version::V5;
         let Some((replies, messages)) = self.attachment.with_window(|window| {
             window.waits_for_room = false;
-            (window.reply_room(), window.room())
+            // A 3.1.1 client knows of no bound, and behind what it sends beyond ours may stand the PUBRELs that make room.
+            let replies = if is_v5 { window.send_quota() } else { window.reply_room() };
+            (replies, window.room())
         }) else {
             return Pause::End(End::Refused(Reason::TakenOver));
         };
@@ -75,7 +88,7 @@ impl Connection {
     /// `messages` beside the intake.
     fn limit(&self, header: FixedHeader, intake: &Intake, replies: usize, messages: usize) -> Option<Pause> {
         let budget = &self.shared.budget;
-        if intake.deliveries.len() >= budget.chunk_messages() || intake.weight >= budget.chunk_bytes() {
+        if intake.is_full(budget.chunk_messages(), budget.chunk_bytes()) {
             return Some(Pause::ChunkFull);
         }
         let is_publish = header.first >> 4 == 3;
@@ -114,6 +127,7 @@ impl Connection {
         let version = self.gate.version;
         match Packet::read(version, header, frame).map_err(End::Refused)? {
             Packet::Publish(publish) => return self.decode_publish(&publish, frame, intake, now),
+            Packet::Release { packet_id } => intake.release(packet_id),
             Packet::Subscribe { packet_id, filters } => {
                 if self.shared.telemetry.refused_for("subscribe") {
                     tracing::info!(
@@ -143,11 +157,11 @@ impl Connection {
         match self.gate.take(publish, frame, client_id, now, intake) {
             Ok(()) => Ok(()),
             Err(Rejected::End(reason)) => Err(End::Refused(reason)),
-            Err(Rejected::Refuse(reason)) if self.gate.version == Version::V5 && publish.qos == 1 => {
+            Err(Rejected::Refuse(reason)) if self.gate.version == Version::V5 && publish.qos > 0 => {
                 if self.shared.telemetry.refused(reason) {
                     tracing::warn!(client_id = &**client_id, reason = reason.word(), "publish refused");
                 }
-                intake.refuse(publish.packet_id, reason);
+                intake.refuse(publish.packet_id, publish.qos == 2, reason);
                 Ok(())
             }
             Err(Rejected::Refuse(reason)) => Err(End::Refused(reason)),
@@ -160,40 +174,72 @@ impl Connection {
             if self.expiry.is_zero() && seconds != 0 {
                 return End::Refused(Reason::ProtocolError);
             }
+            self.expiry_changed = true;
             self.expiry = Duration::from_secs(seconds.into()).min(self.shared.options.max_session_expiry);
         }
         End::Left { publish_will: disconnect.publish_will }
     }
 
-    /// Enters what was decoded into the session's window; false if another connection has the session.
-    fn enter(&mut self, intake: &mut Intake) -> bool {
+    /// Enters what was decoded into the session's window; `None` if another connection has the session.
+    fn enter(&mut self, intake: &mut Intake) -> Option<Registered> {
         let attachment = &self.attachment;
-        let entered =
-            attachment.with_window(|window| intake.register(window, |sequence| attachment.token(sequence)));
-        let Some(repeated) = entered else { return false };
-        for (counter, count) in self.shared.telemetry.publishes.iter().zip(intake.taken) {
+        let registered = attachment
+            .with_window(|window| intake.register(window, |sequence| attachment.token(sequence)))?;
+        let telemetry = &self.shared.telemetry;
+        for (counter, count) in telemetry.publishes.iter().zip(intake.taken) {
             if count > 0 {
                 counter.increment(count);
             }
         }
-        if repeated > 0 {
-            self.shared.telemetry.duplicates.increment(repeated as u64);
+        if registered.repeated > 0 {
+            telemetry.duplicates.increment(registered.repeated as u64);
         }
-        true
+        if registered.replaced > 0 {
+            telemetry.identifiers_reused.increment(registered.replaced as u64);
+            if telemetry.may_log() {
+                tracing::warn!(
+                    client_id = &**attachment.client_id(),
+                    "QoS 2 messages under packet identifiers that were not released: the device has lost its memory; \
+                     they are stored as new ones"
+                );
+            }
+        }
+        Some(registered)
     }
 
-    /// Waits for room in the pipeline and hands the chunk over.
-    async fn hand_over(&mut self, mut intake: Intake) -> Result<(), End> {
-        self.reading = false;
-        self.shared.name(&mut intake.deliveries);
-        let Some(sender) = self.sender.clone() else { return Err(End::Refused(Reason::ShuttingDown)) };
-        let shared = Arc::clone(&self.shared);
-        let deliver = deliver(&shared, &sender, intake.deliveries, intake.weight);
-        let delivered = self.meanwhile_writing(deliver).await;
-        if self.broken {
-            return Err(End::Gone);
+    /// Another connection has the session, so that nothing decoded can be answered here. Nobody sends messages at QoS 0
+    /// again, so they go their way under no session's name.
+    async fn rescue(&mut self, intake: Intake) {
+        let wills = &self.shared.wills;
+        let orphans =
+            wills.with_window(|window| intake.into_orphans(|weight| wills.token(window.take(0, 0, weight))));
+        if let (Some((deliveries, weight)), Some(sender)) = (orphans, self.sender.clone())
+            && !deliveries.is_empty()
+        {
+            let shared = Arc::clone(&self.shared);
+            self.meanwhile_writing(deliver(&shared, &sender, deliveries, weight)).await;
         }
-        if delivered { Ok(()) } else { Err(End::Refused(Reason::ShuttingDown)) }
+    }
+
+    /// Waits for room in the pipeline, makes what changes at QoS 2 durable, and hands the chunk over.
+    async fn hand_over(&mut self, intake: Intake) -> Result<(), End> {
+        let Intake { deliveries, weight, changes, completions, .. } = intake;
+        if !changes.is_empty() || !deliveries.is_empty() {
+            self.reading = false;
+            let Some(sender) = self.sender.clone() else { return Err(End::Refused(Reason::ShuttingDown)) };
+            let shared = Arc::clone(&self.shared);
+            let session = Arc::clone(&self.attachment.session);
+            let work = forward(&shared, &session, &sender, (deliveries, weight), &changes);
+            let forwarded = self.meanwhile_writing(work).await;
+            if self.broken {
+                return Err(End::Gone);
+            }
+            forwarded.map_err(End::Refused)?;
+        }
+        for (packet_id, code) in completions {
+            reply::pubcomp(&mut self.wire.output, self.gate.version, packet_id, code);
+        }
+        Ok(())
     }
 
     /// After a decoded chunk: lets the input hold only what is missing its end, in a block of its own, and takes a
@@ -256,7 +302,7 @@ impl Connection {
         Pause::ChunkFull
     }
 
-    /// Does `work`, and writes PUBACKs that become ready meanwhile.
+    /// Does `work`, and writes replies that become ready meanwhile.
     async fn meanwhile_writing<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {
@@ -267,11 +313,34 @@ impl Connection {
                 () = self.attachment.woken.notified() => {
                     // Whatever else this says is looked at when the work is done.
                     let output = &mut self.wire.output;
-                    let _ = self.attachment.collect(|packet_id, code| reply::puback(output, packet_id, code));
+                    let _ = self.attachment.collect(|answer| reply::answer(output, answer));
                 }
             }
         }
     }
+}
+
+/// [`deliver`], with what changes at QoS 2 made durable before.
+async fn forward(
+    shared: &Shared,
+    session: &Session,
+    sender: &Sender,
+    (mut deliveries, weight): (Vec<Delivery>, usize),
+    changes: &Changes,
+) -> Result<(), Reason> {
+    if !reserve(shared, deliveries.len(), weight).await {
+        return Err(Reason::ShuttingDown);
+    }
+    let kept = if changes.is_empty() { Ok(()) } else { Box::pin(shared.keep(session, changes)).await };
+    if kept.is_err() {
+        let is_unkept =
+            |delivery: &mut Delivery| changes.held.iter().any(|held| held.message_id == delivery.message.id);
+        let unkept: Vec<_> = deliveries.extract_if(.., is_unkept).collect();
+        give_back(shared, &unkept);
+    }
+    let is_sent = deliveries.is_empty() || send(shared, sender, deliveries).await;
+    kept.map_err(|error| shared.store_failed(&error))?;
+    if is_sent { Ok(()) } else { Err(Reason::ShuttingDown) }
 }
 
 /// Waits for room and sends; false if nobody receives any more, and then the deliveries are given back.
@@ -281,17 +350,25 @@ pub(super) async fn deliver(
     deliveries: Vec<Delivery>,
     weight: usize,
 ) -> bool {
-    let messages = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
+    reserve(shared, deliveries.len(), weight).await && send(shared, sender, deliveries).await
+}
+
+async fn reserve(shared: &Shared, messages: usize, weight: usize) -> bool {
+    let messages = u32::try_from(messages).unwrap_or(u32::MAX);
     let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-    if shared.budget.reserve(messages, weight).await.is_err() {
-        return false;
-    }
+    messages == 0 || shared.budget.reserve(messages, weight).await.is_ok()
+}
+
+async fn send(shared: &Shared, sender: &Sender, deliveries: Vec<Delivery>) -> bool {
     let Err(unsent) = sender.send(deliveries).await else { return true };
-    let returned: Vec<_> = unsent
-        .0
+    give_back(shared, &unsent.0);
+    false
+}
+
+fn give_back(shared: &Shared, deliveries: &[Delivery]) {
+    let returned: Vec<_> = deliveries
         .iter()
         .map(|delivery| Settlement { token: delivery.token, verdict: Verdict::Return })
         .collect();
     shared.sessions.settle(&returned);
-    false
 }

@@ -62,8 +62,18 @@ impl FixedHeader {
 #[derive(Debug)]
 pub(crate) enum Packet<'a> {
     Publish(Publish<'a>),
-    Subscribe { packet_id: u16, filters: usize },
-    Unsubscribe { packet_id: u16, filters: usize },
+    /// PUBREL.
+    Release {
+        packet_id: u16,
+    },
+    Subscribe {
+        packet_id: u16,
+        filters: usize,
+    },
+    Unsubscribe {
+        packet_id: u16,
+        filters: usize,
+    },
     PingRequest,
     Disconnect(Disconnect),
 }
@@ -84,6 +94,7 @@ impl<'a> Packet<'a> {
         let flags = header.first & 0x0F;
         match (header.first >> 4, flags) {
             (3, _) => Publish::read(version, flags, reader).map(Packet::Publish),
+            (6, 0b0010) => Ok(Packet::Release { packet_id: read_release(version, reader)? }),
             (8, 0b0010) => {
                 let (packet_id, filters) = read_filters(version, reader, true)?;
                 Ok(Packet::Subscribe { packet_id, filters })
@@ -94,11 +105,24 @@ impl<'a> Packet<'a> {
             }
             (12, 0) if reader.is_empty() => Ok(Packet::PingRequest),
             (14, 0) => read_disconnect(version, &mut reader).map(Packet::Disconnect),
-            // A second CONNECT, and what answers packets that we never send (PUBACK to PUBCOMP, AUTH).
-            (1, 0) | (4 | 5 | 7 | 15, 0) | (6, 0b0010) => Err(Reason::ProtocolError),
+            // A second CONNECT, and what answers packets that we never send (PUBACK, PUBREC, PUBCOMP, AUTH).
+            (1, 0) | (4 | 5 | 7 | 15, 0) => Err(Reason::ProtocolError),
             _ => Err(Reason::Malformed),
         }
     }
+}
+
+/// Packet identifier of a PUBREL (section 3.6). Its reason code says nothing that changes what is to be done.
+fn read_release(version: Version, mut reader: Reader<'_>) -> Result<u16, Reason> {
+    let packet_id = reader.packet_id()?;
+    if version == Version::V5 && !reader.is_empty() {
+        reader.u8()?;
+        if !reader.is_empty() {
+            PropertyBlock::take(&mut reader)?
+                .for_each(|property| Ok(matches!(property, Property::ReasonString | Property::User(..))))?;
+        }
+    }
+    if reader.is_empty() { Ok(packet_id) } else { Err(Reason::Malformed) }
 }
 
 /// Packet identifier and number of filters of a SUBSCRIBE (`with_options`) or UNSUBSCRIBE.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 fn written(window: &mut Window) -> Vec<(u16, u8)> {
     let mut out = Vec::new();
-    window.write_ready(|packet_id, code| out.push((packet_id, code)));
+    window.write_ready(|answer| out.push((answer.packet_id, answer.code)));
     out
 }
 
@@ -12,7 +12,7 @@ fn written(window: &mut Window) -> Vec<(u16, u8)> {
 fn pubacks_come_in_order_of_receipt_whatever_the_order_of_the_verdicts() {
     let mut window = Window::new(10);
     let [first, second, third] = [1, 2, 3].map(|id| window.take(id, 0, 1));
-    window.refuse(4, 0x90);
+    window.refuse(4, false, 0x90);
     assert!(!window.settle(third, Verdict::Ack).reply_ready);
     assert!(!window.settle(second, Verdict::Ack).reply_ready);
     assert_eq!(written(&mut window), []);
