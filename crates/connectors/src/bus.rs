@@ -2,9 +2,10 @@
 
 use crate::{BusConfig, BusKind, ConnectError, Window};
 use ::enrichment::ParkingLot;
-use embedded::bus::{Backlog, ConsumerOptions, LetterQueue};
+use embedded::bus::{Backlog, ConsumerOptions, IdLedger, LetterQueue};
 use embedded::folder::DataFolder;
 use messagepipeline::{BoxConsumer, Clock, DeadLetters, Publisher};
+use mqttconverter::endpoint::SessionStore;
 use std::sync::Arc;
 
 /// An open bus of the configured kind. Cloning shares it.
@@ -91,6 +92,18 @@ impl Bus {
     #[must_use]
     pub fn parking_lot(&self) -> Arc<dyn ParkingLot> {
         Arc::new(self.inner.parking_lot())
+    }
+
+    /// The retention of message ids.
+    #[must_use]
+    pub fn id_ledger(&self) -> IdLedger {
+        self.inner.id_ledger()
+    }
+
+    /// Where the MQTT endpoint keeps its sessions.
+    #[must_use]
+    pub fn sessions(&self) -> Arc<dyn SessionStore> {
+        Arc::new(self.inner.sessions())
     }
 
     /// How far everything is.

@@ -1,8 +1,7 @@
 //! Device registry, warehouse and archive.
 
 use crate::ConnectError;
-use ::icestore::ObjectStore;
-use bqstore::{Columns, RowInserter};
+use bqstore::Columns;
 use embedded::archive::Archive;
 use embedded::folder::DataFolder;
 use embedded::registry::{Registry, RegistrySettings};
@@ -28,7 +27,7 @@ pub fn warehouse(
     folder: &DataFolder,
     table: &str,
     columns: &Columns,
-) -> Result<Arc<dyn RowInserter>, ConnectError> {
+) -> Result<Arc<Warehouse>, ConnectError> {
     Ok(Arc::new(Warehouse::open(&folder.warehouse(), table, columns)?))
 }
 
@@ -37,7 +36,7 @@ pub fn warehouse(
 ///
 /// # Errors
 /// When index or folders cannot be used, or an unfinished object that the index lists is gone.
-pub fn archive(folder: &DataFolder, health: StageHealth) -> Result<Arc<dyn ObjectStore>, ConnectError> {
+pub fn archive(folder: &DataFolder, health: StageHealth) -> Result<Arc<Archive>, ConnectError> {
     let archive =
         Archive::open(&folder.archive_index(), &folder.archive(), &folder.archive_tmp(), Some(health))?;
     Ok(Arc::new(archive))

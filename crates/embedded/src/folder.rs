@@ -113,8 +113,11 @@ impl DataFolder {
     /// # Errors
     /// When the folder cannot be written.
     pub fn note_stores(&self) -> Result<(), Error> {
-        let there: String =
-            KEPT.iter().filter(|(name, _)| self.root.join(name).exists()).map(|(name, _)| format!("{name}\n")).collect();
+        let there: String = KEPT
+            .iter()
+            .filter(|(name, _)| self.root.join(name).exists())
+            .map(|(name, _)| format!("{name}\n"))
+            .collect();
         if self.made_stores()?.concat() == there.replace('\n', "") {
             return Ok(());
         }
@@ -469,10 +472,17 @@ mod tests {
         drop(folder);
         for (name, _) in KEPT {
             let path = home.path().join(name);
-            if path.is_dir() { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+            if path.is_dir() {
+                fs::remove_dir(&path).unwrap()
+            } else {
+                fs::remove_file(&path).unwrap()
+            }
             let folder = DataFolder::open(home.path()).unwrap();
             let refused = folder.require_stores(false).unwrap_err().to_string();
-            assert!(refused.contains(path.to_str().unwrap()) && refused.contains("--accept-missing"), "{refused}");
+            assert!(
+                refused.contains(path.to_str().unwrap()) && refused.contains("--accept-missing"),
+                "{refused}"
+            );
             folder.require_stores(true).unwrap();
             if name != "archive" {
                 fs::write(&path, "x").unwrap();

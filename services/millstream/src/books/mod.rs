@@ -5,5 +5,6 @@ mod report;
 mod stores;
 
 pub use reconcile::Unaccounted;
+pub(crate) use reconcile::{Membership, Set};
 pub use report::Report;
 pub use stores::Books;

@@ -10,7 +10,7 @@ use serde::Serialize;
 /// What a store says about the ids it lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(super) enum Set {
+pub(crate) enum Set {
     /// Published to topic `raw`.
     Raw,
     /// Published to topic `enriched`.
@@ -41,10 +41,11 @@ const SETS: usize = 12;
 
 /// The sets an id is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Membership(u16);
+pub(crate) struct Membership(u16);
 
 impl Membership {
-    fn insert(&mut self, set: Set) {
+    /// Adds `set`.
+    pub(crate) fn insert(&mut self, set: Set) {
         self.0 |= 1 << set as u8;
     }
 
@@ -86,6 +87,11 @@ impl Membership {
             missing.push("topic enriched");
         }
         missing
+    }
+
+    /// Whether every destination has its outcome and nothing is on its way any more.
+    pub(crate) fn is_finished(self) -> bool {
+        !self.is_pending() && self.missing().is_empty()
     }
 
     fn is_pending(self) -> bool {
@@ -134,11 +140,17 @@ pub(super) struct Reconciled {
     pub(super) unaccounted: Vec<Unaccounted>,
     /// How many ids are unaccounted for, also beyond those listed.
     pub(super) unaccounted_count: u64,
-    /// Ids that are still on their way.
+    /// Ids that are still on their way somewhere, also those that are missing elsewhere.
     pub(super) pending: u64,
 }
 
 impl Reconciled {
+    /// Whether every id that is unaccounted for is named.
+    #[must_use]
+    pub(super) fn names_all(&self) -> bool {
+        self.unaccounted.len() as u64 == self.unaccounted_count
+    }
+
     /// Distinct ids of `set`.
     #[must_use]
     pub(super) fn digest(&self, set: Set) -> Digest {
@@ -190,9 +202,9 @@ fn take<E>(
 }
 
 fn judge(id: MessageId, membership: Membership, found: &mut Reconciled) {
+    found.pending += u64::from(membership.is_pending());
     let missing = membership.missing();
     if missing.is_empty() {
-        found.pending += u64::from(membership.is_pending());
         return;
     }
     found.unaccounted_count += 1;
@@ -258,6 +270,17 @@ mod tests {
                 ("topic raw", &["warehouse", "archive", "topic enriched"][..]),
             ]
         );
+    }
+
+    #[test]
+    fn a_message_on_its_way_to_one_sink_and_missing_from_the_other_is_both() {
+        let found = run(vec![
+            source(Set::Raw, &[1]),
+            source(Set::Enriched, &[1]),
+            source(Set::PendingArchive, &[1]),
+        ]);
+        assert_eq!((found.unaccounted_count, found.pending), (1, 1));
+        assert_eq!(found.unaccounted[0].missing_from, ["warehouse"]);
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub struct DeadLetterLine {
     pub reason: String,
     /// How many.
     pub count: u64,
+    /// How many of them a person has dropped.
+    pub dropped: u64,
 }
 
 /// Messages that are still on their way.
@@ -128,7 +130,14 @@ impl Report {
         let objects = format!("{} objects", archive.objects);
         line(&[&format!("archive    {objects:<12}{:>12} lines      {}", archive.lines, archive.digest)]);
         for letters in &self.dead_letters {
-            line(&[&format!("dead       {:<12}{:>12} {}", letters.stage, letters.count, letters.reason)]);
+            let dropped = match letters.dropped {
+                0 => String::new(),
+                count => format!("; {count} of them dropped by an operator"),
+            };
+            line(&[&format!(
+                "dead       {:<12}{:>12} {}{dropped}",
+                letters.stage, letters.count, letters.reason
+            )]);
         }
         for pending in self.pending.iter().filter(|pending| pending.count > 0) {
             line(&[&format!("pending    {:<24}{:>12}", pending.place, pending.count)]);

@@ -5,7 +5,7 @@ use super::report::{ArchiveLine, DeadLetterLine, PendingLine, Report, StageLine,
 use crate::check::{ENRICHED, RAW};
 use embedded::Error;
 use embedded::archive::{ArchiveReader, ObjectEntry};
-use embedded::bus::BusReader;
+use embedded::bus::{BusReader, LetterCount};
 use embedded::folder::DataFolder;
 use embedded::warehouse::WarehouseReader;
 use messagepipeline::MessageId;
@@ -68,10 +68,9 @@ impl<'f> Books<'f> {
                 break;
             }
             std::thread::sleep(PAUSE);
-            let missing = found.unaccounted;
+            let before = found;
             (found, damaged) = self.look()?;
-            found.unaccounted = still_missing(&missing, found.unaccounted);
-            found.unaccounted_count = found.unaccounted.len() as u64;
+            found = still_missing(&before, found);
         }
         self.write(found, &damaged, running)
     }
@@ -194,15 +193,56 @@ impl<'f> Books<'f> {
     }
 
     fn dead_letters(&self) -> Result<Vec<DeadLetterLine>, Error> {
-        let counts = self.bus.dead_letter_counts()?.into_iter().filter(|count| count.state != "retried");
-        Ok(counts
-            .map(|count| DeadLetterLine { stage: count.stage, reason: count.reason, count: count.count })
-            .collect())
+        let mut lines: Vec<DeadLetterLine> = Vec::new();
+        // In the order of stage and reason.
+        for LetterCount { stage, reason, state, count } in self.bus.dead_letter_counts()? {
+            if state == "retried" {
+                continue;
+            }
+            let dropped = if state == "dropped" { count } else { 0 };
+            match lines.last_mut() {
+                Some(line) if (&line.stage, &line.reason) == (&stage, &reason) => {
+                    line.count += count;
+                    line.dropped += dropped;
+                }
+                _ => lines.push(DeadLetterLine { stage, reason, count, dropped }),
+            }
+        }
+        Ok(lines)
     }
 }
 
-/// Ids that were missing at both looks.
-fn still_missing(before: &[Unaccounted], now: Vec<Unaccounted>) -> Vec<Unaccounted> {
-    let before: HashSet<&str> = before.iter().map(|lost| lost.message_id.as_str()).collect();
-    now.into_iter().filter(|lost| before.contains(lost.message_id.as_str())).collect()
+/// What was missing at both looks. Where there are more missing ids than are named, they cannot be followed from look
+/// to look, and the count of the last look stands.
+fn still_missing(before: &Reconciled, now: Reconciled) -> Reconciled {
+    if !before.names_all() || !now.names_all() {
+        return now;
+    }
+    let ids: HashSet<&str> = before.unaccounted.iter().map(|lost| lost.message_id.as_str()).collect();
+    let both = |lost: &Unaccounted| ids.contains(lost.message_id.as_str());
+    let unaccounted: Vec<_> = now.unaccounted.iter().filter(|lost| both(lost)).cloned().collect();
+    Reconciled { unaccounted_count: unaccounted.len() as u64, unaccounted, ..now }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing(named: &[&str], count: u64) -> Reconciled {
+        let lost = |id: &&str| Unaccounted {
+            message_id: (*id).to_owned(),
+            last_seen: String::new(),
+            missing_from: Vec::new(),
+        };
+        let unaccounted = named.iter().map(lost).collect();
+        Reconciled { unaccounted, unaccounted_count: count, ..Reconciled::default() }
+    }
+
+    #[test]
+    fn what_moves_on_between_two_looks_is_not_missing_and_more_than_can_be_named_is_counted_all_the_same() {
+        let still = still_missing(&missing(&["a", "b"], 2), missing(&["b", "c"], 2));
+        assert_eq!((still.unaccounted.len(), still.unaccounted_count), (1, 1));
+        let still = still_missing(&missing(&["a", "b"], 500_000), missing(&["c", "d"], 400_000));
+        assert_eq!(still.unaccounted_count, 400_000);
+    }
 }

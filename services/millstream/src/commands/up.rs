@@ -5,6 +5,7 @@ use crate::books::{Books, Report};
 use crate::check::{ENRICHED, Plans, RAW, check};
 use crate::cli::{Common, UpArgs};
 use crate::config::{self, Config};
+use crate::control;
 use crate::feed::{self, BrokerAddress, FeedOptions, FeedReport, Playlist};
 use crate::output::{Failure, print, say};
 use crate::progress::Progress;
@@ -63,6 +64,7 @@ pub(super) fn run(common: &Common, arguments: &UpArgs) -> Result<Exit, Failure> 
         connections: arguments.play.connections,
         quiet: common.quiet,
         report: arguments.report.is_some(),
+        accept_missing_stores: arguments.accept_missing_stores,
     };
     let (exit, report) = runtime.block_on(run_system(&config, plans, metrics, work))?;
     match report {
@@ -97,6 +99,7 @@ pub(super) struct Work {
     connections: u16,
     quiet: bool,
     report: bool,
+    accept_missing_stores: bool,
 }
 
 /// What is played into the endpoint.
@@ -109,7 +112,15 @@ impl Work {
     /// A simulated fleet, with a live view of how far its messages are, until all have arrived.
     pub(super) fn demo(fleet: Fleet, messages: u64, quiet: bool) -> Self {
         let play = Some(Play::Fleet { fleet: Box::new(fleet), messages });
-        Self { play, until_drained: true, qos: 1, connections: 4, quiet, report: true }
+        Self {
+            play,
+            until_drained: true,
+            qos: 1,
+            connections: 4,
+            quiet,
+            report: true,
+            accept_missing_stores: false,
+        }
     }
 }
 
@@ -123,17 +134,27 @@ pub(super) async fn run_system(
     // Reading all ids takes time on a large folder: a plain stop does not wait for it, `millstream books` does.
     let wants_books = work.until_drained || work.report;
     let folder = DataFolder::open(&config.data)?;
+    folder.require_stores(work.accept_missing_stores)?;
     let (health, shutdown) = (Health::new(), Shutdown::new());
     let signals = Signals::os()?;
     let routes = admin::router(health.clone(), shutdown.clone(), metrics.clone());
     let admin = admin::serve(config.http.listen, routes).await.map_err(Failure::failed)?;
     let system = System::open(config, plans, &folder, &health).await.map_err(Failure::failed)?;
     let mqtt = system.mqtt;
+    let is_demo = matches!(work.play, Some(Play::Fleet { .. }));
+    let orders = match prepare(config, &folder, &system, (!is_demo).then(|| admin.local_addr())).await {
+        Ok(orders) => orders,
+        Err(failure) => {
+            admin.stop().await;
+            // What kept it from starting is what there is to say.
+            let _ = system.stores.close().await;
+            return Err(failure);
+        }
+    };
     let mut tasks = Tasks::new(shutdown.clone());
-    let stores = system.spawn(&mut tasks, &shutdown);
+    let stores = system.spawn(&mut tasks, &shutdown, config.shutdown.drain.get());
     let _upkeep = metrics.start_upkeep();
-    if !matches!(work.play, Some(Play::Fleet { .. })) {
-        introduce(config, mqtt, admin.local_addr())?;
+    if !is_demo {
         tasks.spawn("readiness", say_when_ready(health.clone(), shutdown.clone()));
     }
     let complete = Arc::new(AtomicBool::new(true));
@@ -141,6 +162,7 @@ pub(super) async fn run_system(
 
     let outcome = tasks.run(signals, config.shutdown.drain.get()).await;
 
+    orders.stop().await;
     admin.stop().await;
     let closed = stores.close().await;
     // Said before the books are read: what stopped a task may keep them from being read too.
@@ -149,6 +171,26 @@ pub(super) async fn run_system(
         if wants_books { Some(Books::open(&folder, &config.bigquery.table)?.report(false)?) } else { None };
     drop(folder);
     Ok((ended, report))
+}
+
+/// The last that can fail before anything runs. `http` is where the admin server listens, if that is to be said.
+async fn prepare(
+    config: &Config,
+    folder: &DataFolder,
+    system: &System,
+    http: Option<SocketAddr>,
+) -> Result<control::Server, Failure> {
+    folder.note_stores()?;
+    let orders = control::Server::start(folder, system.stores.bus.letter_queue()).await;
+    let orders = orders.map_err(Failure::failed)?;
+    let Some(http) = http else { return Ok(orders) };
+    match introduce(config, system.mqtt, http) {
+        Ok(()) => Ok(orders),
+        Err(failure) => {
+            orders.stop().await;
+            Err(failure)
+        }
+    }
 }
 
 fn introduce(config: &Config, mqtt: Option<SocketAddr>, http: SocketAddr) -> Result<(), Failure> {
@@ -196,7 +238,10 @@ fn spawn_work(
                 complete.store(false, Ordering::SeqCst);
             }
             if qos == 0 {
-                settle_unacknowledged(&stores).await;
+                tokio::select! {
+                    () = shutdown.begun() => {}
+                    () = settle_unacknowledged(&stores) => {}
+                }
             }
         }
         if until_drained {
@@ -316,11 +361,7 @@ fn say_outcome(outcome: &Outcome, closed: Result<(), String>, complete: bool) ->
 }
 
 fn finish(arguments: &UpArgs, exit: Exit, report: &Report) -> Result<Exit, Failure> {
-    if let Some(path) = &arguments.report {
-        let text = serde_json::to_string_pretty(report).map_err(Failure::failed)?;
-        std::fs::write(path, text + "\n")
-            .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
-    }
+    let written = write_report(arguments, report);
     if arguments.until_drained {
         print(&report.to_text())?;
     }
@@ -330,12 +371,20 @@ fn finish(arguments: &UpArgs, exit: Exit, report: &Report) -> Result<Exit, Failu
             report.pending_messages
         ));
     }
+    if let Err(failure) = &written {
+        say(&failure.message);
+    }
     if report.unaccounted_count > 0 {
         say(&report.verdict());
         return Ok(Exit::Unbalanced);
     }
-    if exit == Exit::Done && arguments.until_drained && !report.balanced {
-        return Ok(Exit::Failed);
-    }
-    Ok(exit)
+    let unfinished = arguments.until_drained && !report.balanced;
+    Ok(if written.is_err() || (exit == Exit::Done && unfinished) { Exit::Failed } else { exit })
+}
+
+fn write_report(arguments: &UpArgs, report: &Report) -> Result<(), Failure> {
+    let Some(path) = &arguments.report else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report)?;
+    std::fs::write(path, text + "\n")
+        .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
 }

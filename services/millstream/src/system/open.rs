@@ -1,13 +1,14 @@
 //! Opening every store and building every service, in the order in which messages flow back: sinks before sources,
 //! so that nothing is received before all that stands behind it works.
 
+use super::retention::Retention;
 use crate::check::{ENRICHED, Plans, RAW};
 use crate::config::Config;
-use bqstore::RowInserter;
 use connectors::{Bus, ConnectError, Window};
+use embedded::archive::Archive;
 use embedded::folder::DataFolder;
 use embedded::registry::Registry;
-use icestore::ObjectStore;
+use embedded::warehouse::Warehouse;
 use messagepipeline::{BoxConsumer, Clock, FlushRequest, Health, IdGenerator, SystemClock};
 use mqttconverter::endpoint::EndpointHandle;
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub struct System {
     pub services: Services,
     /// The stores.
     pub stores: Stores,
+    /// Forgets and removes what is old; `None` when everything is kept.
+    pub(super) retention: Option<Retention>,
 }
 
 /// The services and what runs beside them.
@@ -56,9 +59,9 @@ pub struct Stores {
     /// The registry.
     pub registry: Registry,
     /// The warehouse.
-    pub warehouse: Arc<dyn RowInserter>,
+    pub warehouse: Arc<Warehouse>,
     /// The archive.
-    pub archive: Arc<dyn ObjectStore>,
+    pub archive: Arc<Archive>,
     /// Asks the sinks to write what they hold now.
     pub flush: FlushRequest,
 }
@@ -80,7 +83,7 @@ impl System {
         let warehouse = build_warehouse(config, plans.warehouse, &stores, health).await?;
         let (enrichment, background) =
             build_enrichment(config, plans.enrichment, &stores, health, &clock).await?;
-        let source = open_source(config, health, &clock).await?;
+        let source = open_source(config, &stores.bus, health, &clock).await?;
         let mut publishers = BTreeMap::new();
         for topic in plans.ingestion.topics() {
             publishers.insert(topic.clone(), stores.bus.publisher(topic).await?);
@@ -91,13 +94,16 @@ impl System {
             dead_letters: stores.bus.dead_letters(),
             health: health.stage(ingestion_service::STAGE),
         };
-        let ingestion = plans.ingestion.build(parts).map_err(|mistakes| {
-            OpenError::Build(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-        })?;
+        let ingestion = plans.ingestion.build(parts).map_err(|mistakes| refused(&mistakes))?;
         let services =
             Services { ingestion, endpoint: source.endpoint, enrichment, background, warehouse, archive };
-        Ok(Self { mqtt: source.address, services, stores })
+        let retention = Retention::new(config, folder, &stores, clock)?;
+        Ok(Self { mqtt: source.address, services, stores, retention })
     }
+}
+
+fn refused(mistakes: &[impl ToString]) -> OpenError {
+    OpenError::Build(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
 async fn open_stores(
@@ -132,7 +138,7 @@ async fn build_archive(
     let name = icestore_service::STAGE;
     Ok(plan.build(icestore_service::Parts {
         consumer: stores.bus.consumer(ENRICHED, name, window).await?,
-        store: Arc::clone(&stores.archive),
+        store: Arc::clone(&stores.archive) as _,
         dead_letters: stores.bus.dead_letters_of(ENRICHED, name, window).await?,
         clock: Arc::clone(clock),
         health: health.stage(name),
@@ -155,7 +161,7 @@ async fn build_warehouse(
     let name = bigquery_service::STAGE;
     Ok(plan.build(bigquery_service::Parts {
         consumer: stores.bus.consumer(ENRICHED, name, window).await?,
-        inserter: Arc::clone(&stores.warehouse),
+        inserter: Arc::clone(&stores.warehouse) as _,
         dead_letters: stores.bus.dead_letters_of(ENRICHED, name, window).await?,
         health: health.stage(name),
         flush: stores.flush.clone(),
@@ -196,7 +202,12 @@ struct Source {
     endpoint: Option<EndpointHandle>,
 }
 
-async fn open_source(config: &Config, health: &Health, clock: &Arc<dyn Clock>) -> Result<Source, OpenError> {
+async fn open_source(
+    config: &Config,
+    bus: &Bus,
+    health: &Health,
+    clock: &Arc<dyn Clock>,
+) -> Result<Source, OpenError> {
     let ids = Arc::new(IdGenerator::new(Arc::clone(clock)));
     let ingestion = &config.ingestion;
     if let Some(broker) = &ingestion.broker {
@@ -211,7 +222,7 @@ async fn open_source(config: &Config, health: &Health, clock: &Arc<dyn Clock>) -
         return Ok(Source { consumer, address: None, endpoint: None });
     }
     let options = ingestion_service::endpoint_options(ingestion)
-        .map_err(|mistakes| OpenError::Build(mistakes.iter().map(ToString::to_string).collect()))?;
-    let (consumer, address, handle) = connectors::endpoint(options, ids, Arc::clone(clock)).await?;
+        .map_err(|mistakes| refused(&mistakes))?;
+    let (consumer, address, handle) = connectors::endpoint(options, ids, Arc::clone(clock), bus.sessions()).await?;
     Ok(Source { consumer, address: Some(address), endpoint: Some(handle) })
 }

@@ -2,14 +2,24 @@
 
 use super::gauges;
 use super::open::{Services, Stores, System};
+use bqstore::RowInserter;
+use icestore::ObjectStore;
+use bqstore::RowInserter;
+use icestore::ObjectStore;
 use messagepipeline::{ServiceError, Shutdown};
 use mqttconverter::endpoint::EndpointHandle;
 use service_kit::Tasks;
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// How long the endpoint may take to hand over what it has read, at most. It needs milliseconds, unless publishing
+/// fails; then the messages stay with their devices, which have no PUBACK for them.
+const HAND_OVER: Duration = Duration::from_secs(5);
 
 impl System {
-    /// Starts everything as tasks that end when `shutdown` begins. Answers the stores, to be closed when the tasks
-    /// have ended.
-    pub fn spawn(self, tasks: &mut Tasks, shutdown: &Shutdown) -> Stores {
+    /// Starts everything as tasks that end when `shutdown` begins, of which they have `drain` to finish. Answers the
+    /// stores, to be closed when the tasks have ended.
+    pub fn spawn(self, tasks: &mut Tasks, shutdown: &Shutdown, drain: Duration) -> Stores {
         let Services { ingestion, endpoint, enrichment, background, warehouse, archive } = self.services;
         let stores = self.stores;
         tasks.spawn("bigquery", run(warehouse.run(shutdown.clone())));
@@ -19,30 +29,40 @@ impl System {
         let (registry, watching) = (stores.registry.clone(), shutdown.clone());
         tasks.spawn("registry watch", quiet(async move { registry.watch(watching).await }));
         tasks.spawn("bus gauges", quiet(gauges::keep(stores.bus.clone(), shutdown.clone())));
-        tasks.spawn("ingestion", ingest(ingestion, endpoint, shutdown.clone()));
+        let hand_over = HAND_OVER.min(drain / 2);
+        if let Some(retention) = self.retention {
+            tasks.spawn("retention", quiet(retention.run(shutdown.clone())));
+        }
+        tasks.spawn("ingestion", ingest(ingestion, endpoint, shutdown.clone(), hand_over));
         stores
     }
 }
 
 /// The endpoint ends the service by itself: it stops reading, hands over what it has read, lets the acknowledgements
-/// out and then says that nothing comes any more. A soft signal to the service would cut that short.
+/// out and then says that nothing comes any more. A soft signal to the service would cut that short, so it comes only
+/// after `hand_over`.
 async fn ingest(
     service: ingestion_service::Ingestion,
     endpoint: Option<EndpointHandle>,
     shutdown: Shutdown,
+    hand_over: Duration,
 ) -> Result<(), ServiceError> {
     let Some(endpoint) = endpoint else { return run(service.run(shutdown)).await };
     let own = Shutdown::new();
     let signals = async {
         shutdown.begun().await;
         endpoint.drain();
+        tokio::select! {
+            () = tokio::time::sleep(hand_over) => own.begin(),
+            () = shutdown.aborted() => {}
+        }
         shutdown.aborted().await;
         own.abort();
-        std::future::pending::<()>().await;
+        std::future::pending::<Infallible>().await
     };
     tokio::select! {
         result = run(service.run(own.clone())) => result,
-        () = signals => Ok(()),
+        never = signals => match never {},
     }
 }
 
@@ -52,13 +72,14 @@ async fn run(
     service.await.map(drop)
 }
 
-async fn quiet(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+async fn quiet(task: impl Future<Output = ()>) -> Result<(), Infallible> {
     task.await;
     Ok(())
 }
 
 impl Stores {
-    /// Stores what is left to store and closes all files.
+    /// Stores what is left to store and closes what is written to. The registry is only read; its connections end
+    /// with their last user.
     ///
     /// # Errors
     /// Every store that could not be closed well, by name.
