@@ -3,21 +3,23 @@
 use crate::ConnectError;
 use messagepipeline::{BoxConsumer, Clock, IdGenerator, StageHealth};
 use mqttconverter::broker::{BrokerConsumer, BrokerOptions, BrokerParts};
-use mqttconverter::endpoint::{Endpoint, EndpointHandle, EndpointOptions};
+use mqttconverter::endpoint::{Endpoint, EndpointHandle, EndpointOptions, SessionStore};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Opens the endpoint that devices connect to; answers its consumer, the address it listens on and the handle that lets
+/// Opens the endpoint that devices connect to, with its sessions in `sessions`; answers its consumer, the address it listens on and the handle that lets
 /// it end in good order.
 ///
 /// # Errors
-/// When it cannot listen or its certificates cannot be loaded.
+/// When it cannot listen, or its certificates or sessions cannot be loaded.
 pub async fn endpoint(
     options: EndpointOptions,
     ids: Arc<IdGenerator>,
     clock: Arc<dyn Clock>,
+    sessions: Arc<dyn SessionStore>,
 ) -> Result<(BoxConsumer, SocketAddr, EndpointHandle), ConnectError> {
-    let Endpoint { address, consumer, handle } = Endpoint::bind(options, ids, clock).await?;
+    let Endpoint { address, consumer, handle } =
+        Endpoint::bind_with_store(options, ids, clock, sessions).await?;
     Ok((BoxConsumer::new(consumer), address, handle))
 }
 

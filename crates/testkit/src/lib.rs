@@ -8,4 +8,5 @@ pub mod memory;
 pub mod processors;
 pub mod scripted_consumer;
 pub mod servers;
+pub mod session_suite;
 pub mod sink_suite;

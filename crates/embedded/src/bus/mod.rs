@@ -23,6 +23,7 @@ mod retention;
 mod rows;
 mod runs;
 mod schema;
+mod sessions;
 mod state;
 
 pub use books::{BusReader, LetterCount, Sighting, SubscriptionBooks};
@@ -32,6 +33,7 @@ pub use letter_queue::{Decision, LetterFilter, LetterKey, LetterPage, LetterQueu
 pub use parked::BusParkingLot;
 pub use publisher::BusPublisher;
 pub use retention::{Candidate, CandidatePage, Finished, Folded, IdLedger};
+pub use sessions::BusSessions;
 
 use crate::Error;
 use crate::sqlite::{self, Writer};

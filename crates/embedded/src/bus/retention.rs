@@ -17,14 +17,16 @@
 use super::books::BusReader;
 use super::housekeeping::read_floor;
 use super::rows::{id_of, signed, unsigned};
+use super::sessions::held_ids;
 use super::state::Shared;
 use super::{Bus, schema::TopicSql};
 use crate::Error;
-use crate::sqlite::Writer;
+use crate::sqlite::{self, Snapshot, Writer};
 use messagepipeline::{Digest, MessageId, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The writing side of the ledger's retention.
 #[derive(Clone, Debug)]
@@ -103,20 +105,27 @@ impl Bus {
 }
 
 impl IdLedger {
-    /// Notes how far every topic is settled at `now`, and drops notes that are older than the newest one of before
-    /// `horizon`.
+    /// Notes how far every topic is settled at `now`, unless that was noted less than `spacing` ago, and drops notes
+    /// that are older than the newest one of before `horizon`.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn note_floors(&self, now: Timestamp, horizon: Timestamp) -> Result<(), Error> {
+    pub async fn note_floors(
+        &self,
+        now: Timestamp,
+        horizon: Timestamp,
+        spacing: Duration,
+    ) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
+        let recent = now.as_micros().saturating_sub(i64::try_from(spacing.as_micros()).unwrap_or(i64::MAX));
         self.writer
             .call(move |connection| {
                 for topic in shared.topics.read().iter() {
                     let floor = read_floor(connection, topic.id)?;
                     connection.execute(
-                        "INSERT INTO floors VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-                        params![topic.id, now.as_micros(), signed(floor)],
+                        "INSERT INTO floors SELECT ?1, ?2, ?3 WHERE NOT EXISTS \
+                             (SELECT 1 FROM floors WHERE topic = ?1 AND at > ?4)",
+                        params![topic.id, now.as_micros(), signed(floor), recent],
                     )?;
                     connection.execute(
                         "DELETE FROM floors WHERE topic = ?1 AND at < \
@@ -129,7 +138,8 @@ impl IdLedger {
             .await
     }
 
-    /// Moves `ids` from ledgers and skips into the sums. Answers how many were there. They stay in
+    /// Moves `ids` from ledgers and skips into the sums, but for those that an MQTT device may still send again at
+    /// QoS 2. Answers how many were there. They stay in
     /// [`IdLedger::folding`] until [`IdLedger::fold_done`].
     ///
     /// # Errors
@@ -174,7 +184,8 @@ fn fold(
     let topics = shared.topics.read().clone();
     let mut unskip = connection.prepare_cached("DELETE FROM skips WHERE stage = ?1 AND id = ?2")?;
     let stages = skip_stages(connection)?;
-    for finished in ids {
+    let awaited = held_ids(connection)?;
+    for finished in ids.iter().filter(|finished| !awaited.contains(&finished.id)) {
         let (id, digest) = (finished.id.as_bytes().as_slice(), Digest::of(&finished.id));
         let mut known = false;
         for topic in &topics {
@@ -235,6 +246,14 @@ fn skip_stages(connection: &Connection) -> rusqlite::Result<Vec<String>> {
 }
 
 impl BusReader {
+    /// What this reader sees stays as it is now while the answer is held.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn hold(&self) -> Result<Snapshot<'_>, Error> {
+        sqlite::snapshot(self.connection()).map_err(|error| self.located(error))
+    }
+
     /// What has been folded.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ pub(super) const SCHEMA: Schema = Schema {
     kind: "bus",
     application_id: 0x4d53_4255,
     shrinks: true,
-    migrations: &[FORMAT_1, FORMAT_2, FORMAT_3],
+    migrations: &[FORMAT_1, FORMAT_2, FORMAT_3, FORMAT_4],
 };
 
 const FORMAT_1: &str = "
@@ -136,6 +136,22 @@ CREATE TABLE folding (                     -- one row: the last fold, until ever
     horizon INTEGER NOT NULL,              -- microseconds since 1970: what is folded was settled before
     ids BLOB NOT NULL                      -- 16 bytes each
 ) STRICT;
+";
+
+/// Sessions of the MQTT endpoint.
+const FORMAT_4: &str = "
+CREATE TABLE mqtt_sessions (               -- sessions that outlive their connection
+    key INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: a session started anew has another
+    client_id TEXT NOT NULL UNIQUE,
+    expiry INTEGER NOT NULL                -- seconds after the end of the connection
+) STRICT;
+CREATE TABLE mqtt_held (                   -- publishes at QoS 2 whose PUBREL has not come
+    session INTEGER NOT NULL REFERENCES mqtt_sessions(key) ON DELETE CASCADE,
+    packet_id INTEGER NOT NULL,
+    message_id BLOB NOT NULL,
+    fingerprint INTEGER NOT NULL,          -- of topic, payload and properties
+    PRIMARY KEY (session, packet_id)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// The statements of one topic, whose tables carry its name.

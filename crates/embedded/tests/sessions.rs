@@ -1,0 +1,55 @@
+//! The session store in the bus's file.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use embedded::bus::{Bus, BusOptions, BusSessions};
+use messagepipeline::SystemClock;
+use std::path::Path;
+use std::sync::Arc;
+use testkit::session_suite::{self as suite, MemorySessions};
+
+async fn open(folder: &Path) -> (Bus, BusSessions) {
+    let bus = Bus::open(folder.join("bus.db"), BusOptions::default(), Arc::new(SystemClock)).await.unwrap();
+    let sessions = bus.sessions();
+    (bus, sessions)
+}
+
+#[tokio::test]
+async fn what_is_answered_is_there_for_the_next_process() {
+    suite::what_is_answered_is_there_for_the_next_process(MemorySessions::default(), async |store| store)
+        .await;
+    let (folder, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_bus, sessions) = open(folder.path()).await;
+    // Not closed: the next process finds the files as a crash leaves them.
+    let reopen = async |_: BusSessions| {
+        for file in ["bus.db", "bus.db-wal"] {
+            std::fs::copy(folder.path().join(file), copied.path().join(file)).unwrap();
+        }
+        open(copied.path()).await.1
+    };
+    suite::what_is_answered_is_there_for_the_next_process(sessions, reopen).await;
+}
+
+#[tokio::test]
+async fn an_update_holds_and_releases_and_may_come_twice() {
+    suite::an_update_holds_and_releases_and_may_come_twice(&MemorySessions::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    suite::an_update_holds_and_releases_and_may_come_twice(&open(folder.path()).await.1).await;
+}
+
+#[tokio::test]
+async fn a_clean_start_forgets_and_what_comes_late_for_the_old_session_is_refused() {
+    suite::a_clean_start_forgets_and_what_comes_late_for_the_old_session_is_refused(
+        &MemorySessions::default(),
+    )
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let sessions = open(folder.path()).await.1;
+    suite::a_clean_start_forgets_and_what_comes_late_for_the_old_session_is_refused(&sessions).await;
+}
+
+#[tokio::test]
+async fn ended_sessions_are_forgotten() {
+    suite::ended_sessions_are_forgotten(&MemorySessions::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    suite::ended_sessions_are_forgotten(&open(folder.path()).await.1).await;
+}
