@@ -179,6 +179,7 @@ impl Drop for AdminServer {
 
 async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken, connections: TaskTracker) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut failing = false;
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await.ok()?;
@@ -193,6 +194,7 @@ async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken, 
         };
         match accepted {
             Ok((stream, _)) => {
+                failing = false;
                 let connection = serve_connection(stream, routes.clone(), stop.clone());
                 connections.spawn(async move {
                     connection.await;
@@ -200,7 +202,9 @@ async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken, 
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept an HTTP connection");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot accept HTTP connections; trying again all the time");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -6,9 +6,11 @@
 //!                                                  registry.db
 //! ```
 
+mod descriptors;
 mod drain;
 mod gauges;
 mod open;
+mod retention;
 mod tasks;
 
 pub use drain::{DrainError, drained};
