@@ -4,8 +4,6 @@ use super::gauges;
 use super::open::{Services, Stores, System};
 use bqstore::RowInserter;
 use icestore::ObjectStore;
-use bqstore::RowInserter;
-use icestore::ObjectStore;
 use messagepipeline::{ServiceError, Shutdown};
 use mqttconverter::endpoint::EndpointHandle;
 use service_kit::Tasks;
