@@ -15,18 +15,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../devices/mod.rs"]
-mod devices;
-mod process;
-mod random;
+#[path = "../rig/mod.rs"]
+mod rig;
 mod torn;
-mod verify;
 
-use devices::{DEVICES, Devices, Line, Payloads, Version, device_id};
-use process::Installation;
-use random::Random;
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use rig::devices::{self, Devices, Line, Payloads, Version};
+use rig::installation::Installation;
+use rig::random::Random;
+use rig::stored::{self, Counts};
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,7 +41,7 @@ icestore:
 ";
 
 /// How the program is killed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kill {
     /// While devices publish.
     Publishing,
@@ -71,7 +67,7 @@ struct Campaign {
 /// What was done, for the report.
 #[derive(Default)]
 struct Tally {
-    kills: BTreeMap<Kill, usize>,
+    kills: Vec<Kill>,
     /// The process had ended by itself before the kill came.
     missed: usize,
     torn_logs: usize,
@@ -113,7 +109,7 @@ impl Campaign {
     }
 
     fn run(&self, installation: &Installation) -> Result<String, String> {
-        register_devices(installation)?;
+        installation.register(&devices::registry());
         let mut random = Random::new(self.seed);
         let mut tally = Tally::default();
         let versions = [Version::V311, Version::V5, Version::V311, Version::V5, Version::V5];
@@ -121,7 +117,7 @@ impl Campaign {
         let payloads = Arc::new(Payloads::new(self.name));
         let devices = Devices::start(&payloads, installation.port, self.qos, &tally.lines);
         let mut start_up = Duration::from_millis(300);
-        while tally.kills.values().sum::<usize>() < self.kills {
+        while tally.kills.len() < self.kills {
             self.kill(installation, &devices, &mut random, &mut start_up, &mut tally)?;
             if random.below(3) == 0 {
                 tally.torn_logs += torn::tear_logs(&installation.data(), &mut random);
@@ -134,13 +130,13 @@ impl Campaign {
         last.ready(PATIENCE)?;
         let record = devices.finish(PATIENCE)?;
         last.terminate();
-        expect_success("up", last.end(PATIENCE)?)?;
-        drain_and_balance(installation)?;
-        let counts = verify::compare(&installation.data(), &payloads, &record)?;
+        last.end_well(PATIENCE)?;
+        installation.drain_and_balance(PATIENCE)?;
+        let counts = stored::compare(&installation.data(), &payloads, &record)?;
         let windows: usize = tally.lines.iter().map(|line| line.window).sum();
-        let bound = if self.doubles { tally.kills.values().sum::<usize>() * windows } else { 0 };
-        if counts.doubles > bound {
-            return Err(format!("{} doubles where at most {bound} may be: {counts:?}", counts.doubles));
+        let bound = if self.doubles { tally.kills.len() * windows } else { 0 };
+        if counts.doubles.len() > bound {
+            return Err(format!("{} doubles where at most {bound} may be: {counts:?}", counts.doubles.len()));
         }
         Ok(self.report(&tally, &counts, record.breaks))
     }
@@ -177,60 +173,38 @@ impl Campaign {
                 std::thread::sleep(Duration::from_millis(random.below(60) as u64));
             }
             tally.missed += usize::from(!process.kill());
-            *tally.kills.entry(kill).or_default() += 1;
+            devices.wait_disconnected();
+            tally.kills.push(kill);
+            devices.next_kill(tally.kills.len());
         }
         Ok(())
     }
 
-    fn report(&self, tally: &Tally, counts: &verify::Counts, breaks: usize) -> String {
-        let mut text = format!("{} (seed {}):", self.name, self.seed);
-        for (kill, count) in &tally.kills {
-            write!(text, " {kill:?} {count},").unwrap();
-        }
+    fn report(&self, tally: &Tally, counts: &Counts, breaks: usize) -> String {
         let windows: Vec<_> = tally.lines.iter().map(|line| line.window).collect();
-        write!(
-            text,
-            " ended before the kill {}; torn logs {}, torn objects {}; windows {windows:?}, connections broken {breaks}; \
-             sent {}, acknowledged {}, sent again {}, rows {}, doubles {}",
-            tally.missed,
-            tally.torn_logs,
-            tally.torn_objects,
+        let mut text = format!(
+            "{} (seed {}): sent {}, acknowledged {}, sent again {}, rows {}, doubles {}\n",
+            self.name,
+            self.seed,
             counts.sent,
             counts.acked,
             counts.resent,
             counts.rows,
-            counts.doubles
-        )
-        .unwrap();
+            counts.doubles.len()
+        );
+        for kind in [Kill::Publishing, Kill::StartUp, Kill::Drain, Kill::UntilDrained] {
+            let kills = tally.kills.iter().filter(|kill| **kill == kind).count();
+            // What was sent again after the last kill is charged to none.
+            let doubles = counts.doubles.iter().filter(|kill| tally.kills.get(**kill) == Some(&kind)).count();
+            text.push_str(&format!("  {kind:?}: kills {kills}, doubles {doubles}\n"));
+        }
+        let Tally { missed, torn_logs, torn_objects, .. } = tally;
+        text.push_str(&format!(
+            "  ended before the kill {missed}; torn logs {torn_logs}, torn objects {torn_objects}; \
+             windows {windows:?}, connections broken {breaks}"
+        ));
         text
     }
-}
-
-fn register_devices(installation: &Installation) -> Result<(), String> {
-    let mut csv = "device_id,client_id,location_id,category\n".to_owned();
-    for device in (0..DEVICES).map(device_id) {
-        writeln!(csv, "{device},client-of-{device},location-{},meter", device.len() + csv.len() % 3).unwrap();
-    }
-    std::fs::write(installation.folder().join("devices.csv"), csv).unwrap();
-    let output = installation.run(&["devices", "import", "devices.csv"]);
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
-}
-
-fn expect_success(what: &str, status: std::process::ExitStatus) -> Result<(), String> {
-    if status.success() { Ok(()) } else { Err(format!("{what} ended with {status}")) }
-}
-
-/// Works everything off, then asks the books, also with every object read again.
-fn drain_and_balance(installation: &Installation) -> Result<(), String> {
-    let mut up = installation.up(&["--until-drained"]);
-    expect_success("up --until-drained", up.end(PATIENCE)?)?;
-    let books = installation.run(&["books", "--deep", "--json"]);
-    let text = String::from_utf8_lossy(&books.stdout);
-    let report: serde_json::Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
-    if report["balanced"] != true || !books.status.success() {
-        return Err(format!("books: {}\n{report:#}\n{}", books.status, String::from_utf8_lossy(&books.stderr)));
-    }
-    Ok(())
 }
 
 fn number(variable: &str) -> Option<u64> {

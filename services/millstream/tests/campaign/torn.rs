@@ -4,7 +4,7 @@
 //! a checksum over all before it (<https://www.sqlite.org/fileformat2.html#walformat>). What follows the last valid
 //! commit frame was never answered for: it may be anything. So may the `-shm` file, which no sync covers.
 
-use super::random::Random;
+use crate::rig::random::Random;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -125,7 +125,7 @@ pub(crate) fn tear_logs(data: &Path, random: &mut Random) -> usize {
 pub(crate) fn tear_objects(data: &Path, random: &mut Random) -> usize {
     let index = data.join("archive.db");
     let listed: Vec<String> = match index.exists() {
-        true => super::verify::pending_objects(&index),
+        true => crate::rig::stored::pending_objects(&index),
         false => Vec::new(),
     };
     let folder = data.join("archive-tmp");

@@ -1,6 +1,6 @@
 //! What is stored in the end, read from the files themselves.
 
-use super::common::lines_of;
+use crate::common::lines_of;
 use super::devices::{Payloads, Record, device_id};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
@@ -17,7 +17,8 @@ pub(crate) struct Counts {
     pub(crate) acked: usize,
     pub(crate) resent: usize,
     pub(crate) rows: usize,
-    pub(crate) doubles: usize,
+    /// One for each copy beyond the first: the kill at which it was sent again.
+    pub(crate) doubles: Vec<usize>,
 }
 
 /// Compares what the devices know with what warehouse and archive hold. An error says what is wrong first.
@@ -26,37 +27,37 @@ pub(crate) fn compare(data: &Path, payloads: &Payloads, record: &Record) -> Resu
     let rows = warehouse(&data.join("warehouse.db"), payloads)?;
     let lines = archive(data, payloads)?;
     if rows != lines {
-        let only = |these: &Stored, those: &Stored| {
-            these.iter().filter(|(id, _)| !those.contains_key(*id)).map(|(id, n)| (id.clone(), *n)).next()
-        };
         return Err(format!(
             "{} rows and {} lines; only in the warehouse {:?}, only in the archive {:?}",
             rows.len(),
             lines.len(),
-            only(&rows, &lines),
-            only(&lines, &rows)
+            rows.iter().find(|(id, _)| !lines.contains_key(*id)),
+            lines.iter().find(|(id, _)| !rows.contains_key(*id)),
         ));
     }
     let mut copies: BTreeMap<usize, usize> = BTreeMap::new();
     for number in rows.values() {
         *copies.entry(*number).or_default() += 1;
     }
-    if let Some(lost) = record.acked.keys().find(|number| !copies.contains_key(number)) {
-        let lost_count = record.acked.keys().filter(|number| !copies.contains_key(number)).count();
-        return Err(format!("{lost_count} acknowledged messages are lost, the first is {lost}"));
+    let lost: Vec<_> = record.acked.iter().filter(|number| !copies.contains_key(number)).collect();
+    if let Some(first) = lost.first() {
+        return Err(format!("{} acknowledged messages are lost, the first is {first}", lost.len()));
     }
+    let mut doubles = Vec::new();
     for (number, count) in &copies {
-        let resent = record.resent.get(number).copied().unwrap_or(0);
-        if *count > 1 + resent {
-            return Err(format!("message {number} is there {count} times and was sent again {resent} times"));
-        }
+        let resent = record.resent.get(number).map_or(&[][..], Vec::as_slice);
+        let Some(causes) = resent.get(..count - 1) else {
+            let sent = resent.len();
+            return Err(format!("message {number} is there {count} times and was sent again {sent} times"));
+        };
+        doubles.extend_from_slice(causes);
     }
     Ok(Counts {
         sent: record.sent,
         acked: record.acked.len(),
-        resent: record.resent.values().sum(),
+        resent: record.resent.values().map(Vec::len).sum(),
         rows: rows.len(),
-        doubles: rows.len() - copies.len(),
+        doubles,
     })
 }
 

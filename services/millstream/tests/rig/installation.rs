@@ -73,6 +73,27 @@ impl Installation {
         Process { child, lines, started: Instant::now() }
     }
 
+    /// Imports the registry of all devices.
+    pub(crate) fn register(&self, registry: &str) {
+        std::fs::write(self.folder().join("devices.csv"), registry).unwrap();
+        let output = self.run(&["devices", "import", "devices.csv"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Works everything off, then asks the books, also with every object read again.
+    pub(crate) fn drain_and_balance(&self, patience: Duration) -> Result<(), String> {
+        self.up(&["--until-drained"]).end_well(patience)?;
+        let books = self.run(&["books", "--deep", "--json"]);
+        let text = String::from_utf8_lossy(&books.stdout);
+        let report: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        if report["balanced"] == true && books.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&books.stderr);
+        Err(format!("the books ended with {}:\n{report:#}\n{said}", books.status))
+    }
+
     /// The end of what all processes said on standard error.
     pub(crate) fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(self.folder().join("up.log")).unwrap_or_default();
@@ -121,6 +142,12 @@ impl Process {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         running
+    }
+
+    /// Waits for its own end, which must be a good one.
+    pub(crate) fn end_well(&mut self, patience: Duration) -> Result<(), String> {
+        let status = self.end(patience)?;
+        if status.success() { Ok(()) } else { Err(format!("up ended with {status}")) }
     }
 
     /// Waits for its own end.

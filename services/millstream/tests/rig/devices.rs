@@ -4,15 +4,13 @@
 //! without trusting an id of the product's. A device keeps a window of messages in flight, reconnects for ever, and
 //! sends again what has no acknowledgement when its connection broke.
 
-#![allow(dead_code, reason = "each test file uses a part of this")]
-
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two attempts to connect.
@@ -28,8 +26,8 @@ pub(crate) struct Payloads(Vec<Vec<u8>>);
 impl Payloads {
     /// Lines of the recordings where they are, else generated ones of the same shape and size.
     pub(crate) fn new(test: &str) -> Self {
-        let lines = match super::common::recordings(test) {
-            Some(files) => super::common::lines_of(&files),
+        let lines = match crate::common::recordings(test) {
+            Some(files) => crate::common::lines_of(&files),
             None => (0..1_000).map(generated).collect(),
         };
         assert!(lines.iter().all(|line| line.starts_with(b"{\"")), "every line is a JSON object with fields");
@@ -75,7 +73,17 @@ pub(crate) fn device_id(number: usize) -> String {
 }
 
 /// Devices behind the connections.
-pub(crate) const DEVICES: usize = 24;
+const DEVICES: usize = 24;
+
+/// The registry of all devices, as `millstream devices import` reads it.
+pub(crate) fn registry() -> String {
+    let mut csv = "device_id,client_id,location_id,category\n".to_owned();
+    for number in 0..DEVICES {
+        let (device, location) = (device_id(number), number % 3);
+        csv.push_str(&format!("{device},client-of-{device},location-{location},meter\n"));
+    }
+    csv
+}
 
 /// MQTT's version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +109,10 @@ struct Shared {
     /// Messages up to here may be sent.
     allowed: AtomicUsize,
     stop: AtomicBool,
+    /// Connections that are there.
+    connected: AtomicUsize,
+    /// Which kill the test is at; a connection that breaks is charged to it.
+    kill: AtomicUsize,
     record: Mutex<Record>,
 }
 
@@ -110,9 +122,9 @@ pub(crate) struct Record {
     /// Messages that were handed to a connection.
     pub(crate) sent: usize,
     /// Messages with their acknowledgement, by number.
-    pub(crate) acked: BTreeMap<usize, ()>,
-    /// How often a message had no acknowledgement when its connection broke, so that it had to be sent again.
-    pub(crate) resent: BTreeMap<usize, usize>,
+    pub(crate) acked: BTreeSet<usize>,
+    /// The kills at which a message had no acknowledgement when its connection broke, so that it was sent again.
+    pub(crate) resent: BTreeMap<usize, Vec<usize>>,
     /// Times that a connection broke.
     pub(crate) breaks: usize,
     /// What was refused for good; nothing should be.
@@ -136,6 +148,8 @@ impl Devices {
             next: AtomicUsize::new(0),
             allowed: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
+            connected: AtomicUsize::new(0),
+            kill: AtomicUsize::new(0),
             record: Mutex::default(),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -149,6 +163,18 @@ impl Devices {
     /// Lets the devices send `more` messages than they were allowed so far.
     pub(crate) fn allow(&self, more: usize) {
         self.shared.allowed.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Says which kill comes next.
+    pub(crate) fn next_kill(&self, kill: usize) {
+        self.shared.kill.store(kill, Ordering::Relaxed);
+    }
+
+    /// Waits until every connection has seen its end.
+    pub(crate) fn wait_disconnected(&self) {
+        while self.shared.connected.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Messages acknowledged so far.
@@ -165,8 +191,9 @@ impl Devices {
     pub(crate) fn finish(self, patience: Duration) -> Result<Record, String> {
         let start = Instant::now();
         while self.open() > 0 {
-            if start.elapsed() > patience {
-                return Err(format!("{} messages have no acknowledgement", self.open()));
+            let refused = self.shared.record.lock().refused.first().cloned();
+            if start.elapsed() > patience || refused.is_some() {
+                return Err(format!("{} messages have no acknowledgement; refused: {refused:?}", self.open()));
             }
             std::thread::sleep(LOOK);
         }
@@ -181,17 +208,16 @@ impl Devices {
 /// One connection's work: fills its window, waits for acknowledgements, sends again what was lost.
 async fn publish(shared: Arc<Shared>, client_id: String, line: Line) {
     let (client, events) = Client::new(&client_id, shared.port, line);
-    let breaks = Arc::new(AtomicU64::new(0));
-    let poller = tokio::spawn(poll(events, Arc::clone(&breaks)));
-    let (mut seen_breaks, mut again) = (0, VecDeque::new());
-    let mut waiting = BTreeMap::new();
+    let breaks = Arc::new(Mutex::new(Vec::new()));
+    let poller = tokio::spawn(poll(events, Arc::clone(&shared), Arc::clone(&breaks)));
+    let (mut waiting, mut again) = (BTreeSet::new(), VecDeque::new());
     let mut answers = FuturesUnordered::new();
     loop {
         while answers.len() < line.window
             && let Some(number) = again.pop_front().or_else(|| take(&shared))
         {
             let answer = client.publish(shared.qos, number, shared.payloads.payload(number)).await;
-            waiting.insert(number, ());
+            waiting.insert(number);
             answers.push(async move { (number, answer.await) });
         }
         let next = if answers.is_empty() {
@@ -208,17 +234,15 @@ async fn publish(shared: Arc<Shared>, client_id: String, line: Line) {
             match answer {
                 Answer::Acknowledged => {
                     waiting.remove(&number);
-                    record.acked.insert(number, ());
+                    record.acked.insert(number);
                 }
                 Answer::Lost => again.push_back(number),
                 Answer::Refused(reason) => record.refused.push(format!("message {number}: {reason}")),
             }
         }
-        let broken = usize::try_from(breaks.load(Ordering::Acquire) - seen_breaks).unwrap();
-        if broken > 0 {
-            seen_breaks += broken as u64;
-            record.breaks += broken;
-            waiting.keys().for_each(|number| *record.resent.entry(*number).or_default() += broken);
+        for kill in breaks.lock().drain(..) {
+            record.breaks += 1;
+            waiting.iter().for_each(|number| record.resent.entry(*number).or_default().push(kill));
         }
         if shared.stop.load(Ordering::Relaxed) && waiting.is_empty() {
             break;
@@ -238,14 +262,19 @@ fn take(shared: &Shared) -> Option<usize> {
 }
 
 /// Drives the event loop; a connection that was there and is gone counts as a break.
-async fn poll(mut events: Events, breaks: Arc<AtomicU64>) {
+async fn poll(mut events: Events, shared: Arc<Shared>, breaks: Arc<Mutex<Vec<usize>>>) {
     let mut connected = false;
     loop {
         match events.poll().await {
-            Ok(()) => connected = true,
+            Ok(()) if connected => {}
+            Ok(()) => {
+                connected = true;
+                shared.connected.fetch_add(1, Ordering::Release);
+            }
             Err(_) => {
                 if std::mem::take(&mut connected) {
-                    breaks.fetch_add(1, Ordering::Release);
+                    breaks.lock().push(shared.kill.load(Ordering::Relaxed));
+                    shared.connected.fetch_sub(1, Ordering::Release);
                 }
                 tokio::time::sleep(RECONNECT).await;
             }
