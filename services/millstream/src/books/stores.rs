@@ -1,14 +1,15 @@
 //! Reading the stores for the books.
 
-use super::reconcile::{Reconciled, Set, Source, Unaccounted, reconcile};
-use super::report::{ArchiveLine, DeadLetterLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine};
+use super::reconcile::{Past, Reconciled, Set, Source, Unaccounted, reconcile};
+use super::report::{ArchiveLine, DeadLetterLine, FoldedLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine};
 use crate::check::{ENRICHED, RAW};
+use crate::system::{ARCHIVE, WAREHOUSE};
 use embedded::Error;
-use embedded::archive::{ArchiveReader, ObjectEntry};
-use embedded::bus::{BusReader, LetterCount};
+use embedded::archive::{ArchiveReader, ArchiveSummary, ObjectEntry, RemovedObjects};
+use embedded::bus::{BusReader, Folded, LetterCount};
 use embedded::folder::DataFolder;
 use embedded::warehouse::WarehouseReader;
-use messagepipeline::MessageId;
+use messagepipeline::{Digest, MessageId};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -40,6 +41,16 @@ pub struct Books<'f> {
     archive: ArchiveReader,
 }
 
+/// What one look has shown.
+struct Look {
+    found: Reconciled,
+    folded: Folded,
+    removed_rows: Digest,
+    removed_objects: RemovedObjects,
+    /// Of the objects that are sound.
+    archive: ArchiveSummary,
+}
+
 type Ids<'a> = Box<dyn Iterator<Item = Result<MessageId, Error>> + 'a>;
 
 impl<'f> Books<'f> {
@@ -62,17 +73,17 @@ impl<'f> Books<'f> {
     /// # Errors
     /// When a store cannot be read.
     pub fn report(&self, running: bool) -> Result<Report, Error> {
-        let (mut found, mut damaged) = self.look()?;
+        let mut look = self.look()?;
         for _ in 1..LOOKS {
-            if !running || found.unaccounted_count == 0 {
+            if !running || look.found.unaccounted_count == 0 {
                 break;
             }
             std::thread::sleep(PAUSE);
-            let before = found;
-            (found, damaged) = self.look()?;
-            found = still_missing(&before, found);
+            let before = look.found;
+            look = self.look()?;
+            look.found = still_missing(&before, look.found);
         }
-        self.write(found, &damaged, running)
+        self.write(look, running)
     }
 
     /// Reads every archive object again and looks for files beside them; answers what is wrong, for people.
@@ -88,8 +99,28 @@ impl<'f> Books<'f> {
         Ok(problems)
     }
 
-    fn look(&self) -> Result<(Reconciled, Vec<ObjectEntry>), Error> {
+    fn look(&self) -> Result<Look, Error> {
         let damaged = self.archive.damaged()?;
+        // Sums and ids of one store must be of the same moment, and the stores' moments close together.
+        let _held = (self.bus.hold()?, self.warehouse.hold()?, self.archive.hold()?);
+        let (folded, removed_rows) = (self.bus.folded()?, self.warehouse.removed()?);
+        let (removed_objects, archive) = (self.archive.removed()?, self.archive.summary()? - &damaged[..]);
+        let past = Past {
+            horizon: folded.horizon,
+            rows: folded.stored(WAREHOUSE) - removed_rows,
+            lines: folded.stored(ARCHIVE) - removed_objects.digest,
+            objects: Some(archive.digest),
+        };
+        let mut found = reconcile(self.sources(&damaged)?, &past)?;
+        for (topic, set) in [(RAW, Set::Raw), (ENRICHED, Set::Enriched)] {
+            let published = self.bus.topics()?.into_iter().find(|found| found.name == topic);
+            let published = published.map(|topic| topic.published).unwrap_or_default();
+            found.disagree(&format!("topic {topic}"), "ids", found.digest(set) + folded.topic(topic), published);
+        }
+        Ok(Look { found, folded, removed_rows, removed_objects, archive })
+    }
+
+    fn sources(&self, damaged: &[ObjectEntry]) -> Result<Vec<Source<'_, Error>>, Error> {
         let mut sources: Vec<Source<'_, Error>> = Vec::new();
         for (topic, subscription, set) in SUBSCRIPTIONS {
             if let Some(ids) = self.unsettled(topic, subscription)? {
@@ -105,8 +136,8 @@ impl<'f> Books<'f> {
         sources.push(Source { set: Set::Raw, ids: self.published(RAW)? });
         sources.push(Source { set: Set::Enriched, ids: self.published(ENRICHED)? });
         sources.push(Source { set: Set::Warehouse, ids: Box::new(self.warehouse.ids()) });
-        sources.push(Source { set: Set::Archive, ids: Box::new(self.archive.ids(&damaged)) });
-        Ok((reconcile(sources)?, damaged))
+        sources.push(Source { set: Set::Archive, ids: Box::new(self.archive.ids(damaged)) });
+        Ok(sources)
     }
 
     fn published(&self, topic: &str) -> Result<Ids<'_>, Error> {
@@ -122,7 +153,8 @@ impl<'f> Books<'f> {
         Ok(Some(Box::new(self.bus.unsettled_ids(topic, subscription)?)))
     }
 
-    fn write(&self, found: Reconciled, damaged: &[ObjectEntry], running: bool) -> Result<Report, Error> {
+    fn write(&self, look: Look, running: bool) -> Result<Report, Error> {
+        let Look { found, folded, removed_rows, removed_objects, archive } = look;
         let pending = [
             ("subscription enrichment", found.digest(Set::PendingEnrichment).count),
             ("subscription bigquery", found.digest(Set::PendingWarehouse).count),
@@ -132,42 +164,37 @@ impl<'f> Books<'f> {
         .map(|(place, count)| PendingLine { place: place.to_owned(), count });
         let unfinished: u64 =
             pending.iter().filter(|line| line.place != "parked").map(|line| line.count).sum();
-        let summary = self.archive.summary()?;
-        let lines = found.digest(Set::Archive);
         let rows = found.digest(Set::Warehouse);
         Ok(Report {
             balanced: found.unaccounted_count == 0 && (running || unfinished == 0),
-            topics: self.topics(&found),
-            stages: self.stages(&found)?,
+            folded: folded.horizon.map(|horizon| FoldedLine::new(horizon, folded.topic(RAW))),
+            topics: topics(&found, &folded),
+            stages: self.stages(&found, &folded)?,
             warehouse: WarehouseLine {
                 path: self.folder.warehouse().display().to_string(),
                 table: self.table.clone(),
                 rows: rows.count,
                 digest: rows.to_string(),
+                removed: removed_rows.count,
             },
             archive: ArchiveLine {
                 path: self.folder.archive().display().to_string(),
-                objects: summary.objects - damaged.len() as u64,
-                lines: lines.count,
-                digest: lines.to_string(),
+                objects: archive.objects,
+                lines: archive.digest.count,
+                digest: archive.digest.to_string(),
+                removed_objects: removed_objects.objects,
+                removed_lines: removed_objects.digest.count,
             },
             dead_letters: self.dead_letters()?,
             pending: pending.to_vec(),
             pending_messages: found.pending,
+            disagreements: found.disagreements,
             unaccounted: found.unaccounted,
             unaccounted_count: found.unaccounted_count,
         })
     }
 
-    fn topics(&self, found: &Reconciled) -> Vec<TopicLine> {
-        let line = |name: &str, set| {
-            let digest = found.digest(set);
-            TopicLine { name: name.to_owned(), published: digest.count, digest: digest.to_string() }
-        };
-        vec![line(RAW, Set::Raw), line(ENRICHED, Set::Enriched)]
-    }
-
-    fn stages(&self, found: &Reconciled) -> Result<Vec<StageLine>, Error> {
+    fn stages(&self, found: &Reconciled, folded: &Folded) -> Result<Vec<StageLine>, Error> {
         let letters = self.dead_letters()?;
         let skips = self.bus.skip_counts()?;
         let topics = self.bus.topics()?;
@@ -179,16 +206,22 @@ impl<'f> Books<'f> {
                 letters.iter().filter(|line| line.stage == name).map(|line| line.count).sum::<u64>();
             let skipped =
                 skips.iter().filter(|(stage, ..)| stage == name).map(|(.., count)| count).sum::<u64>();
+            let skipped = skipped + folded.skipped(name).count;
             let input = input.unwrap_or(out + dead_lettered + skipped);
             StageLine { name: name.to_owned(), input, out, skipped, dead_lettered, redelivered }
         };
-        let (raw, enriched) = (count(Set::Raw), count(Set::Enriched));
+        let (raw, enriched) =
+            (count(Set::Raw) + folded.topic(RAW).count, count(Set::Enriched) + folded.topic(ENRICHED).count);
+        let (rows, lines) = (
+            found.known(Set::Warehouse) + folded.stored(WAREHOUSE),
+            found.known(Set::Archive) + folded.stored(ARCHIVE),
+        );
         let settled = |published: u64, pending: Set| Some(published.saturating_sub(count(pending)));
         Ok(vec![
             line(ingestion_service::STAGE, None, raw, again(RAW)),
             line(enrichment_service::STAGE, settled(raw, Set::PendingEnrichment), enriched, again(ENRICHED)),
-            line(bigquery_service::STAGE, settled(enriched, Set::PendingWarehouse), count(Set::Warehouse), 0),
-            line(icestore_service::STAGE, settled(enriched, Set::PendingArchive), count(Set::Archive), 0),
+            line(bigquery_service::STAGE, settled(enriched, Set::PendingWarehouse), rows.count, 0),
+            line(icestore_service::STAGE, settled(enriched, Set::PendingArchive), lines.count, 0),
         ])
     }
 
@@ -212,16 +245,24 @@ impl<'f> Books<'f> {
     }
 }
 
+fn topics(found: &Reconciled, folded: &Folded) -> Vec<TopicLine> {
+    let line = |name: &str, set| {
+        let digest = found.digest(set) + folded.topic(name);
+        TopicLine { name: name.to_owned(), published: digest.count, digest: digest.to_string() }
+    };
+    vec![line(RAW, Set::Raw), line(ENRICHED, Set::Enriched)]
+}
+
 /// What was missing at both looks. Where there are more missing ids than are named, they cannot be followed from look
 /// to look, and the count of the last look stands.
-fn still_missing(before: &Reconciled, now: Reconciled) -> Reconciled {
+fn still_missing(before: &Reconciled, mut now: Reconciled) -> Reconciled {
     if !before.names_all() || !now.names_all() {
         return now;
     }
     let ids: HashSet<&str> = before.unaccounted.iter().map(|lost| lost.message_id.as_str()).collect();
-    let both = |lost: &Unaccounted| ids.contains(lost.message_id.as_str());
-    let unaccounted: Vec<_> = now.unaccounted.iter().filter(|lost| both(lost)).cloned().collect();
-    Reconciled { unaccounted_count: unaccounted.len() as u64, unaccounted, ..now }
+    now.unaccounted.retain(|lost| ids.contains(lost.message_id.as_str()));
+    now.unaccounted_count = now.unaccounted.len() as u64;
+    now
 }
 
 #[cfg(test)]
@@ -234,8 +275,10 @@ mod tests {
             last_seen: String::new(),
             missing_from: Vec::new(),
         };
-        let unaccounted = named.iter().map(lost).collect();
-        Reconciled { unaccounted, unaccounted_count: count, ..Reconciled::default() }
+        let mut found = Reconciled::default();
+        found.unaccounted = named.iter().map(lost).collect();
+        found.unaccounted_count = count;
+        found
     }
 
     #[test]
