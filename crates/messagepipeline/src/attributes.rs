@@ -7,7 +7,7 @@
 //! Layout: for each attribute a key length (u16, little endian), a value length (u32, little endian), the key
 //! and the value, both UTF-8.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use std::fmt;
 
 const HEADER: usize = 6;
@@ -83,9 +83,26 @@ impl Attributes {
     /// A builder that starts with these attributes.
     #[must_use]
     pub fn edit(&self) -> AttributesBuilder {
-        let mut builder = AttributesBuilder::with_capacity(self.0.len() + 128);
+        self.edit_with_room(128)
+    }
+
+    /// [`Attributes::edit`] for who knows what will be added: `room` bytes, see [`AttributesBuilder::with_capacity`].
+    #[must_use]
+    pub fn edit_with_room(&self, room: usize) -> AttributesBuilder {
+        let mut builder = AttributesBuilder::with_capacity(self.0.len() + room);
         builder.0.extend_from_slice(&self.0);
         builder
+    }
+
+    /// These attributes; of a key that stands there twice the last value counts. Costs one allocation.
+    #[must_use]
+    pub fn from_pairs(pairs: &[(&str, &str)]) -> Self {
+        let room = pairs.iter().map(|(key, value)| AttributesBuilder::room(key, value)).sum();
+        let mut builder = AttributesBuilder::with_capacity(room);
+        for (key, value) in pairs {
+            builder.set(key, value);
+        }
+        builder.build()
     }
 }
 
@@ -114,15 +131,21 @@ impl<'a> FromIterator<(&'a str, &'a str)> for Attributes {
     }
 }
 
-/// Builds [`Attributes`].
+/// Builds [`Attributes`]. One allocation, if its capacity is exactly what is set; otherwise one or two more.
 #[derive(Default, Debug)]
-pub struct AttributesBuilder(BytesMut);
+pub struct AttributesBuilder(Vec<u8>);
 
 impl AttributesBuilder {
-    /// An empty builder with room for `bytes` bytes.
+    /// An empty builder with room for `bytes` bytes; [`AttributesBuilder::room`] tells them.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
-        Self(BytesMut::with_capacity(bytes))
+        Self(Vec::with_capacity(bytes))
+    }
+
+    /// Bytes that this attribute takes.
+    #[must_use]
+    pub const fn room(key: &str, value: &str) -> usize {
+        HEADER + key.len() + value.len()
     }
 
     /// Sets `key`, in place of an earlier value. Keys longer than 65,535 bytes are cut at a character boundary
@@ -130,26 +153,21 @@ impl AttributesBuilder {
     pub fn set(&mut self, key: &str, value: &str) -> &mut Self {
         let key = &key[..key.floor_char_boundary(usize::from(u16::MAX))];
         let value = &value[..value.floor_char_boundary(u32::MAX as usize)];
-        if self.position(key).is_some() {
-            self.remove(key);
-        }
-        self.0.reserve(HEADER + key.len() + value.len());
+        self.remove(key);
+        self.0.reserve(Self::room(key, value));
         #[allow(clippy::cast_possible_truncation, reason = "both were cut to fit just above")]
-        {
-            self.0.put_u16_le(key.len() as u16);
-            self.0.put_u32_le(value.len() as u32);
-        }
-        self.0.put_slice(key.as_bytes());
-        self.0.put_slice(value.as_bytes());
+        let (key_len, value_len) = ((key.len() as u16).to_le_bytes(), (value.len() as u32).to_le_bytes());
+        let header = [key_len[0], key_len[1], value_len[0], value_len[1], value_len[2], value_len[3]];
+        self.0.extend_from_slice(&header);
+        self.0.extend_from_slice(key.as_bytes());
+        self.0.extend_from_slice(value.as_bytes());
         self
     }
 
     /// Removes `key` if it is there.
     pub fn remove(&mut self, key: &str) -> &mut Self {
         if let Some((start, end)) = self.position(key) {
-            let tail = self.0.split_off(end);
-            self.0.truncate(start);
-            self.0.extend_from_slice(&tail);
+            self.0.drain(start..end);
         }
         self
     }
@@ -170,7 +188,7 @@ impl AttributesBuilder {
     /// The finished attributes.
     #[must_use]
     pub fn build(self) -> Attributes {
-        Attributes(self.0.freeze())
+        Attributes(Bytes::from(self.0))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The life of one flushed batch: the processor's call, its answer item by item, and what is tried again.
 
+use crate::deadline::{in_time, timed_out};
 use crate::owed::Owed;
 use crate::retry::{Backoff, Judgement, judge};
 use crate::stage::{Fate, Stage};
@@ -57,11 +58,12 @@ enum Answer {
 async fn call<T, P: BatchProcessor<T>>(stage: &Stage, processor: &P, items: &[Item<T>]) -> Answer {
     let begun = Instant::now();
     let call = async { processor.process(items).await };
-    let answer = AssertUnwindSafe(call).catch_unwind().await;
+    let answer = in_time(AssertUnwindSafe(call).catch_unwind()).await;
     stage.metrics.process_seconds.record(begun.elapsed());
     match answer {
-        Ok(outcome) => Answer::Outcome(outcome),
-        Err(_) => {
+        Some(Ok(outcome)) => Answer::Outcome(outcome),
+        None => Answer::Outcome(BatchOutcome::Failed(timed_out("processor"))),
+        Some(Err(_)) => {
             stage.metrics.panics.increment(1);
             Answer::Panic
         }

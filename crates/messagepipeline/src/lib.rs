@@ -21,6 +21,7 @@ mod batcher;
 mod batching;
 mod consumer;
 mod dead_letter;
+mod deadline;
 mod digest;
 mod enrichment;
 mod error;

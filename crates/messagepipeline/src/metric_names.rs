@@ -35,6 +35,10 @@ pub const MQTT_DUPLICATES: &str = "millstream_mqtt_duplicates_total";
 pub const MQTT_IDENTIFIERS_REUSED: &str = "millstream_mqtt_identifiers_reused_total";
 /// Counter: what the endpoint refused. Label `reason`.
 pub const MQTT_REFUSED: &str = "millstream_mqtt_refused_total";
+/// Gauge: when the endpoint's certificate expires, in seconds since 1970.
+pub const MQTT_CERTIFICATE_EXPIRY: &str = "millstream_mqtt_certificate_expiry_timestamp_seconds";
+/// Gauge: 1 while the endpoint's TLS files as they are cannot be used and the ones read before stay in force.
+pub const MQTT_CERTIFICATE_REFUSED: &str = "millstream_mqtt_certificate_refused";
 /// Gauge: 1 while the client is connected to the outside broker.
 pub const MQTT_BROKER_CONNECTED: &str = "millstream_mqtt_broker_connected";
 /// Counter: connections made to the outside broker.

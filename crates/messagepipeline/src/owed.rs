@@ -2,6 +2,7 @@
 
 use crate::stage::{Fate, Stage, Tally};
 use crate::{Chunk, Delivery, Item, Message, Settle, Settlement, StageError, Token};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Something that holds one delivery.
@@ -48,6 +49,8 @@ pub(crate) struct Ledger {
     decided: Vec<bool>,
     noted: Vec<Settlement>,
     noted_origin: usize,
+    /// The entries of that origin.
+    noted_range: Range<usize>,
     tally: Tally,
 }
 
@@ -78,6 +81,7 @@ impl<E: Entry> Owed<E> {
             decided: Vec::new(),
             noted: Vec::new(),
             noted_origin: 0,
+            noted_range: 0..0,
             tally: Tally::default(),
         };
         Self { entries: Vec::new(), ledger }
@@ -181,17 +185,20 @@ impl<E: Entry> Owed<E> {
 impl Ledger {
     /// Notes the verdict on the entry at `index`, which has the token `token`.
     pub(crate) fn note(&mut self, index: usize, token: Token, fate: Fate) {
-        let is_noted_origin = |origin: usize| {
-            let start = if origin == 0 { 0 } else { self.origins[origin - 1].1 };
-            (start..self.origins[origin].1).contains(&index)
-        };
-        if !is_noted_origin(self.noted_origin) {
+        if !self.noted_range.contains(&index) {
             self.report();
-            self.noted_origin = self.origins.partition_point(|(_, end)| *end <= index);
+            self.turn_to_origin_of(index);
         }
         self.decided[index] = true;
         self.tally.add(fate);
         self.noted.push(Settlement { token, verdict: fate.verdict() });
+    }
+
+    #[cold]
+    fn turn_to_origin_of(&mut self, index: usize) {
+        self.noted_origin = self.origins.partition_point(|(_, end)| *end <= index);
+        let start = self.noted_origin.checked_sub(1).map_or(0, |before| self.origins[before].1);
+        self.noted_range = start..self.origins[self.noted_origin].1;
     }
 
     /// Gives all noted verdicts to their origin.

@@ -5,6 +5,8 @@ use crate::stage::{Fate, Stage};
 use crate::transform::{no_answer, panicked};
 use crate::{Delivery, ErrorClass, Outcome, StageError, StreamProcessor, Transformer};
 use futures_util::FutureExt;
+use futures_util::future::CatchUnwind;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 
 /// Brings single messages to their end.
@@ -27,17 +29,29 @@ where
     X: Transformer,
     P: StreamProcessor<X::Output>,
 {
-    /// Gives the message to the processor. The usual end is `Done`; the rest is boxed, so that this future is small.
-    pub(crate) async fn attend(&self, delivery: &Delivery, value: X::Output) -> Fate {
-        match self.process(delivery, value).await {
-            Try::Ended(fate) => fate,
-            other => Box::pin(self.recover(delivery, other)).await,
+    /// Gives the message to the processor. The usual end is `Done`; the rest is boxed. This future is moved once per
+    /// message, so it is kept small: arguments of an `async fn` would be held twice.
+    pub(crate) fn attend(&self, delivery: &Delivery, value: X::Output) -> impl Future<Output = Fate> {
+        async move {
+            match self.call(delivery, value).await {
+                Ok(Ok(())) => Fate::Done,
+                answer => Box::pin(self.recover(delivery, self.judge_call(answer))).await,
+            }
         }
     }
 
-    async fn process(&self, delivery: &Delivery, value: X::Output) -> Try {
-        let call = async { self.processor.process(&delivery.message, value).await };
-        match AssertUnwindSafe(call).catch_unwind().await {
+    /// The processor's answer, or its panic, which may also come before the first poll.
+    fn call(
+        &self,
+        delivery: &Delivery,
+        value: X::Output,
+    ) -> CatchUnwind<AssertUnwindSafe<impl Future<Output = Result<(), StageError>>>> {
+        let (processor, message) = (self.processor, &delivery.message);
+        AssertUnwindSafe(async move { processor.process(message, value).await }).catch_unwind()
+    }
+
+    fn judge_call(&self, answer: std::thread::Result<Result<(), StageError>>) -> Try {
+        match answer {
             Ok(Ok(())) => Try::Ended(Fate::Done),
             Ok(Err(error)) => Try::Failed(error),
             Err(_) => {
@@ -81,7 +95,7 @@ where
             return Try::Fault(panicked("transformer"));
         }
         match outcomes.pop() {
-            Some(Outcome::Emit(value)) => self.process(delivery, value).await,
+            Some(Outcome::Emit(value)) => self.judge_call(self.call(delivery, value).await),
             Some(Outcome::Skip(rule)) => {
                 Try::Ended(self.stage.record_skips(vec![(&delivery.message, rule)]).await)
             }

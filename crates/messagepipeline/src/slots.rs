@@ -11,11 +11,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) struct Slots<F: Future> {
     busy: Vec<(usize, Pin<Box<Option<F>>>)>,
     free: Vec<Pin<Box<Option<F>>>>,
+    /// The free place that is used next, at hand without a look at the list.
+    next: Pin<Box<Option<F>>>,
 }
 
 impl<F: Future> Slots<F> {
     pub(crate) fn new() -> Self {
-        Self { busy: Vec::new(), free: Vec::new() }
+        Self { busy: Vec::new(), free: Vec::new(), next: Box::pin(None) }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -24,15 +26,12 @@ impl<F: Future> Slots<F> {
 
     /// Begins `future` under the name `index`; answers with its output if it is ready at once.
     pub(crate) fn begin(&mut self, index: usize, future: F, cx: &mut Context<'_>) -> Option<F::Output> {
-        let mut place = self.free.pop().unwrap_or_else(|| Box::pin(None));
-        place.set(Some(future));
-        match poll_place(&mut place, cx) {
-            Poll::Ready(output) => {
-                self.free.push(place);
-                Some(output)
-            }
+        self.next.set(Some(future));
+        match poll_place(&mut self.next, cx) {
+            Poll::Ready(output) => Some(output),
             Poll::Pending => {
-                self.busy.push((index, place));
+                let fresh = self.free.pop().unwrap_or_else(|| Box::pin(None));
+                self.busy.push((index, std::mem::replace(&mut self.next, fresh)));
                 None
             }
         }

@@ -1,5 +1,6 @@
 //! The transformer's part in a service: a chunk goes through it, values come out, and the rest is brought to its end.
 
+use crate::deadline::{in_time, timed_out};
 use crate::owed::Owed;
 use crate::retry::{Backoff, Judgement, judge};
 use crate::stage::{Fate, Stage};
@@ -56,14 +57,19 @@ pub(crate) async fn transform<X: Transformer>(transformer: &X, owed: Owed<Delive
     sort(owed, answers)
 }
 
-/// Calls the transformer; `false` if it panicked.
+/// Calls the transformer; `false` if it panicked. Without an answer in time all have failed for a passing reason.
 async fn call<X: Transformer>(
     transformer: &X,
     deliveries: &[Delivery],
     outcomes: &mut Vec<Outcome<X::Output>>,
 ) -> bool {
     let call = async { transformer.transform(deliveries, outcomes).await };
-    AssertUnwindSafe(call).catch_unwind().await.is_ok()
+    let Some(answer) = in_time(AssertUnwindSafe(call).catch_unwind()).await else {
+        outcomes.clear();
+        outcomes.extend(deliveries.iter().map(|_| Outcome::Fail(timed_out("transformer"))));
+        return true;
+    };
+    answer.is_ok()
 }
 
 /// One answer per message, whatever the transformer pushed.
