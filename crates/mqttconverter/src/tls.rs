@@ -1,6 +1,10 @@
 //! TLS settings from PEM files. Whatever cannot be loaded is an error that names the file; verification is never
 //! switched off.
 
+mod validity;
+
+pub use validity::Validity;
+
 use messagepipeline::{ErrorClass, StageError};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
@@ -146,6 +150,20 @@ pub fn client_config(options: &ClientTls) -> Result<Arc<ClientConfig>, TlsError>
         }
     };
     Ok(Arc::new(config))
+}
+
+/// When the certificate in the file and those behind it in its chain are all valid.
+///
+/// # Errors
+/// When the file cannot be read or holds no certificate.
+pub fn validity(identity: &Identity) -> Result<Validity, TlsError> {
+    let what = "certificate";
+    let path = &identity.certificate;
+    let unreadable =
+        || TlsError::Unusable { what, path: path.clone(), detail: "its dates cannot be read".to_owned() };
+    let chain = load_certificates(what, path)?;
+    let dates = chain.iter().map(|certificate| Validity::of(certificate));
+    dates.reduce(|one, other| Some(one?.and(other?))).flatten().ok_or_else(unreadable)
 }
 
 /// Named here so that nothing depends on a default that another crate may have installed for the process.
