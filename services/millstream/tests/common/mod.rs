@@ -95,9 +95,14 @@ impl Up {
     }
 
     /// [`Up::start`] with a command of the test's own making, as from [`millstream`].
-    pub(crate) fn launch(mut command: Command, arguments: &[&str]) -> Self {
+    pub(crate) fn launch(command: Command, arguments: &[&str]) -> Self {
+        Self::launch_at(command, 0, arguments)
+    }
+
+    /// [`Up::launch`] with the MQTT endpoint on a port that clients know already.
+    pub(crate) fn launch_at(mut command: Command, mqtt: u16, arguments: &[&str]) -> Self {
         let mut child = command
-            .args(["up", "--mqtt-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
+            .args(["up", "--mqtt-listen", &format!("127.0.0.1:{mqtt}"), "--http-listen", "127.0.0.1:0"])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -134,6 +139,13 @@ impl Up {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// The most memory it has had, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
     }
 
     /// Waits for its end; answers the status and what it said on standard error.
@@ -266,7 +278,9 @@ pub(crate) fn archive_payloads(folder: &Path) -> Vec<Vec<u8>> {
         payloads.push(match (line.payload, line.payload_base64) {
             (Some(raw), None) => raw.get().as_bytes().to_vec(),
             (None, Some(text)) => base64_simd::STANDARD.decode_to_vec(text).unwrap(),
-            other => panic!("neither or both payload forms: {other:?}"),
+            // JSON's null is a payload like others, and `Option` takes it for none.
+            (None, None) => b"null".to_vec(),
+            other => panic!("both payload forms: {other:?}"),
         });
     }
     payloads
