@@ -7,7 +7,7 @@ use messagepipeline::{
     Publisher, Settle, Settlement, Skipped, StageError, Token, Verdict,
 };
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -46,8 +46,8 @@ pub struct MemoryBus(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     delays: Delays,
-    topics: HashMap<String, Topic>,
-    subscriptions: HashMap<String, Subscription>,
+    topics: BTreeMap<String, Topic>,
+    subscriptions: BTreeMap<String, Subscription>,
 }
 
 #[derive(Default)]
@@ -156,6 +156,15 @@ impl MemoryBus {
         self.0.lock().subscriptions.get(subscription).map_or(0, |s| s.ready.len() + s.delayed.len())
     }
 
+    /// Messages of its topic that `subscription` has not acknowledged.
+    #[must_use]
+    pub fn unsettled(&self, subscription: &str) -> usize {
+        let state = self.0.lock();
+        let Some(subscription) = state.subscriptions.get(subscription) else { return 0 };
+        let published = state.topics.get(&subscription.topic).map_or(0, |topic| topic.messages.len());
+        published - subscription.acked.len()
+    }
+
     /// Whether `topic` holds `id`.
     #[must_use]
     pub fn holds(&self, topic: &str, id: MessageId) -> bool {
@@ -199,6 +208,16 @@ fn same_payload(id: MessageId, stored: &Bytes, given: &Bytes) -> Result<(), Stag
 pub struct MemoryPublisher {
     bus: MemoryBus,
     topic: String,
+}
+
+impl MemoryPublisher {
+    /// Publishes one message, at once.
+    ///
+    /// # Errors
+    /// When its id stands for another payload.
+    pub fn put(&self, message: Message) -> Result<(), StageError> {
+        self.bus.put(&self.topic, vec![message]).into_iter().collect()
+    }
 }
 
 impl Publisher for MemoryPublisher {

@@ -61,7 +61,14 @@ impl MemoryTable {
         self.rows.lock().clone()
     }
 
-    fn store(&self, row: Row) -> RowOutcome {
+    /// Whether the row of `id` is there.
+    #[must_use]
+    pub fn holds(&self, id: MessageId) -> bool {
+        self.rows.lock().contains_key(&id)
+    }
+
+    /// Stores one row, at once.
+    pub fn store(&self, row: Row) -> RowOutcome {
         let mut rows = self.rows.lock();
         let payload = |row: &Row| self.payload.and_then(|at| row.values.get(at).cloned());
         match rows.get(&row.id) {
