@@ -12,6 +12,10 @@ use std::sync::Arc;
 /// less is in it; more than a few times cannot happen unless two archivers fight over one subscription.
 const ROUNDS: usize = 8;
 
+/// Payload bytes up to which an object is built in place. That takes less than 0.2 ms, a hand-over to another thread
+/// not much less.
+const BUILT_IN_PLACE: usize = 32 * 1024;
+
 /// Writes each group of messages with the same key as one object, without what is archived already.
 #[derive(Clone)]
 pub struct ArchiveProcessor {
@@ -90,6 +94,9 @@ impl ArchiveProcessor {
     /// connections.
     async fn build(&self, key: &BatchKey, messages: Vec<(Message, u64)>) -> Result<ArchiveObject, Error> {
         let (settings, key, now) = (Arc::clone(&self.settings), key.clone(), self.clock.now());
+        if messages.iter().map(|(message, _)| message.payload.len()).sum::<usize>() <= BUILT_IN_PLACE {
+            return ArchiveObject::build(&settings, &key, &messages, now);
+        }
         let built =
             tokio::task::spawn_blocking(move || ArchiveObject::build(&settings, &key, &messages, now)).await;
         match built {
