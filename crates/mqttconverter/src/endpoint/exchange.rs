@@ -131,14 +131,13 @@ impl Exchanges {
         true
     }
 
-    /// The PUBREC was written.
-    pub(super) fn received(&mut self, packet_id: u16) {
-        if let Some(exchange) = self.by_packet_id.get_mut(&packet_id)
-            && !exchange.received
-        {
-            exchange.received = true;
-            self.awaiting_release += 1;
-        }
+    /// The PUBREC is to be written; false if there is nothing that it could mean.
+    pub(super) fn received(&mut self, packet_id: u16) -> bool {
+        let exchange = self.by_packet_id.get_mut(&packet_id);
+        let Some(exchange) = exchange.filter(|exchange| exchange.stage == Stage::Stored) else { return false };
+        self.awaiting_release += usize::from(!exchange.received);
+        exchange.received = true;
+        true
     }
 
     pub(super) fn release(&mut self, packet_id: u16) -> Release {

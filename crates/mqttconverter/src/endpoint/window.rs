@@ -331,9 +331,10 @@ impl Window {
         while let Some(Reply { packet_id, exactly_once, code: Some(code), taken }) =
             self.replies.front().copied()
         {
-            write(Answer { packet_id, code, exactly_once });
-            if exactly_once && code == 0 {
-                self.exchanges.received(packet_id);
+            // The answer to a PUBLISH sent twice may be outlived by its PUBREL. The device would take it for the answer
+            // to whatever it sends next under this identifier.
+            if !exactly_once || code != 0 || self.exchanges.received(packet_id) {
+                write(Answer { packet_id, code, exactly_once });
             }
             self.replies.pop_front();
             self.first_reply = self.first_reply.wrapping_add(1);
@@ -408,5 +409,7 @@ impl Window {
     }
 }
 
+#[cfg(test)]
+mod exactly_once;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking, too")]
 
 mod clients;
+mod exactly_once;
 mod publishing;
 mod refusals;
 mod security;

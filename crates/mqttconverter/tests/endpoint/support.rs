@@ -5,6 +5,7 @@ use mqttconverter::endpoint::{Endpoint, EndpointConsumer, EndpointHandle, Endpoi
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::session_suite::MemorySessions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -24,12 +25,27 @@ impl Rig {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut EndpointOptions)) -> Self {
+        Self::bind(None, change).await
+    }
+
+    /// An endpoint as the next process starts it on what `store` has.
+    pub(crate) async fn on(store: &MemorySessions) -> Self {
+        Self::bind(Some(store), |_| {}).await
+    }
+
+    pub(crate) async fn bind(
+        store: Option<&MemorySessions>,
+        change: impl FnOnce(&mut EndpointOptions),
+    ) -> Self {
         let mut options =
             EndpointOptions { listen: (Ipv4Addr::LOCALHOST, 0).into(), ..EndpointOptions::default() };
         change(&mut options);
-        let clock = Arc::new(SystemClock);
-        let endpoint = Endpoint::bind(options, Arc::new(IdGenerator::default()), clock).await.unwrap();
-        let Endpoint { address, mut consumer, handle } = endpoint;
+        let (ids, clock) = (Arc::new(IdGenerator::default()), Arc::new(SystemClock));
+        let endpoint = match store {
+            Some(store) => Endpoint::bind_with_store(options, ids, clock, Arc::new(store.clone())).await,
+            None => Endpoint::bind(options, ids, clock).await,
+        };
+        let Endpoint { address, mut consumer, handle } = endpoint.unwrap();
         consumer.open().await.unwrap();
         Self { address, consumer, handle }
     }
@@ -69,11 +85,16 @@ impl Rig {
     }
 
     pub(crate) async fn client(&self, connect: Connect<'_>) -> Client {
+        self.session(connect).await.0
+    }
+
+    /// A client, and whether the endpoint knew its session.
+    pub(crate) async fn session(&self, connect: Connect<'_>) -> (Client, bool) {
         let mut client = Client::open(self.address).await;
         client.send(&connect.bytes()).await;
         let connack = client.packet().await;
         assert_eq!((connack[0], connack[3]), (0x20, 0), "refused: {connack:02x?}");
-        client
+        (client, connack[2] == 1)
     }
 }
 
@@ -173,6 +194,25 @@ pub(crate) fn publish_with(level: u8, id: u16, topic: &str, properties: &[u8], p
     }
     body.extend_from_slice(payload);
     packet(if id > 0 { 0x32 } else { 0x30 }, &body)
+}
+
+/// A PUBLISH at QoS 2.
+pub(crate) fn publish_once(level: u8, id: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = publish(level, id, "t", payload);
+    bytes[0] = 0x34;
+    bytes
+}
+
+pub(crate) fn pubrec(id: u8) -> Vec<u8> {
+    vec![0x50, 2, 0, id]
+}
+
+pub(crate) fn pubrel(id: u8) -> Vec<u8> {
+    vec![0x62, 2, 0, id]
+}
+
+pub(crate) fn pubcomp(id: u8) -> Vec<u8> {
+    vec![0x70, 2, 0, id]
 }
 
 /// The same packet, marked as sent again.
