@@ -233,9 +233,10 @@ impl Core {
         loop {
             let mut woken = std::pin::pin!(self.subscription.wake.notified());
             woken.as_mut().enable();
-            let end = self.admitted().await?;
+            let (end, not_before) = self.admitted().await?;
             let plan = self.plan(end);
             let Plan::Idle(until) = plan else { return Ok(Some(plan)) };
+            let until = until.into_iter().chain(not_before).min();
             let later = async {
                 match until {
                     Some(until) => tokio::time::sleep_until(until).await,
@@ -250,10 +251,12 @@ impl Core {
         }
     }
 
-    /// The number up to which messages may be handed out. What must be on the disk before is written here.
-    async fn admitted(&self) -> Result<u64, Error> {
+    /// The number up to which messages may be handed out, and when that changes by itself. What must be on the disk
+    /// before is written here.
+    async fn admitted(&self) -> Result<(u64, Option<Instant>), Error> {
         let head = self.subscription.topic.head();
-        let end = head.min(self.pass_probation().await?);
+        let (end, not_before) = self.pass_probation().await?;
+        let end = head.min(end);
         let delivered = &self.subscription.delivered;
         if end > delivered.load(Ordering::Acquire) {
             let (id, mark) = (self.subscription.id, end + DELIVERED_STEP);
@@ -261,20 +264,23 @@ impl Core {
             self.writer.call(move |c| c.prepare_cached(sql)?.execute([id, signed(mark)])).await?;
             delivered.fetch_max(mark, Ordering::AcqRel);
         }
-        Ok(end)
+        Ok((end, not_before))
     }
 
-    /// Where the suspects of an unclean start end that may be handed out now; no bound without suspects.
-    async fn pass_probation(&self) -> Result<u64, Error> {
+    /// Where the suspects of an unclean start end that may be handed out now, no bound without suspects; and when to
+    /// ask again.
+    async fn pass_probation(&self) -> Result<(u64, Option<Instant>), Error> {
         let cursor = self.subscription.leases.lock().cursor();
+        let now = Instant::now();
         let (gate, text) = {
             let mut probation = self.subscription.probation.lock();
-            let Some(state) = probation.as_mut() else { return Ok(u64::MAX) };
-            let gate = state.gate(cursor);
-            (gate, serde_json::to_string(state).unwrap_or_default())
+            let Some(state) = probation.as_mut() else { return Ok((u64::MAX, None)) };
+            let gate = state.gate(cursor, now);
+            (gate, state.to_text())
         };
         let text = match gate {
-            Gate::UpTo(end) => return Ok(end),
+            Gate::UpTo(end) => return Ok((end, None)),
+            Gate::NotBefore(time) => return Ok((cursor, Some(time))),
             Gate::Record => Some(text),
             Gate::Open => None,
         };
@@ -289,13 +295,13 @@ impl Core {
             } else if let Some(state) = probation.as_mut() {
                 state.set_recorded(written.is_ok());
             }
-            probation.as_mut().map_or(u64::MAX, |state| match state.gate(cursor) {
+            probation.as_mut().map_or(u64::MAX, |state| match state.gate(cursor, now) {
                 Gate::UpTo(end) => end,
-                Gate::Record | Gate::Open => cursor,
+                Gate::Record | Gate::Open | Gate::NotBefore(_) => cursor,
             })
         };
         self.subscription.wake.notify_waiters();
-        written.map(|_| end)
+        written.map(|_| (end, None))
     }
 
     fn plan(&self, head: u64) -> Plan {

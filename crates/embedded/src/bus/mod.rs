@@ -40,7 +40,7 @@ use crate::sqlite::{self, Writer};
 use housekeeping::Housekeeping;
 use leases::{LeaseLimits, Leases};
 use messagepipeline::{Clock, Digest, ErrorClass, Timestamp};
-use probation::Probation;
+use probation::{Probation, Start};
 use rows::{signed, unsigned};
 use runs::Runs;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -370,8 +370,14 @@ fn load_subscription(
     )?;
     let stored = stored.and_then(|text| serde_json::from_str(&text).ok());
     let delivered = unsigned(delivered);
+    let start = Start { unclean, at: now.as_micros() };
     let (probation, killer) =
-        Probation::start(stored, unclean, unsigned(cursor), delivered.min(topic.head()));
+        Probation::start(stored, start, unsigned(cursor), delivered.min(topic.head()));
+    // The end of the process before is charged once, also when this one ends before it hands anything out.
+    connection.execute(
+        "UPDATE subscriptions SET probation = ?2 WHERE id = ?1",
+        params![id, probation.as_ref().map(Probation::to_text)],
+    )?;
     if probation.is_some() {
         tracing::warn!(
             subscription = name,
