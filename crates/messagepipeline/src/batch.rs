@@ -2,8 +2,8 @@
 
 use crate::deadline::{in_time, timed_out};
 use crate::owed::Owed;
-use crate::retry::{Backoff, Judgement, judge};
-use crate::stage::{Fate, Stage};
+use crate::retry::{Judgement, judge};
+use crate::stage::{Fate, History, Stage};
 use crate::transform::{no_answer, panicked};
 use crate::{BatchOutcome, BatchProcessor, ErrorClass, Item, StageError};
 use futures_util::FutureExt;
@@ -16,18 +16,6 @@ struct Part<T> {
     owed: Owed<Item<T>>,
     /// `None` before the first failure.
     history: Option<History>,
-}
-
-struct History {
-    backoff: Backoff,
-    /// What had succeeded when the items first failed.
-    successes: u64,
-}
-
-impl History {
-    fn begin(stage: &Stage) -> Self {
-        Self { backoff: stage.backoff(), successes: stage.successes() }
-    }
 }
 
 /// Calls the processor until every item of `owed` has its verdict.

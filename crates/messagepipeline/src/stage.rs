@@ -13,9 +13,32 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Longest wait for an answer of the dead-letter store before it counts as failed.
 const STORE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Dead letters are told of in the log once in this time; the counters have each one.
+const BURIED_EVERY: Duration = Duration::from_secs(10);
+
+/// Of messages that failed before: when the next try is due, and what had succeeded when they first failed.
+pub(crate) struct History {
+    pub(crate) backoff: Backoff,
+    pub(crate) successes: u64,
+}
+
+impl History {
+    pub(crate) fn begin(stage: &Stage) -> Self {
+        Self { backoff: stage.backoff(), successes: stage.successes() }
+    }
+}
+
+/// Dead letters that the log has not told of yet.
+#[derive(Default)]
+struct Buried {
+    count: usize,
+    told: Option<Instant>,
+}
 
 /// What became of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +85,7 @@ pub(crate) struct Stage {
     fates: [AtomicU64; Fate::COUNT],
     backoffs: AtomicU64,
     troubles: Troubles,
+    buried: Mutex<Buried>,
     pub(crate) metrics: Metrics,
 }
 
@@ -81,6 +105,7 @@ impl Stage {
             fates: Default::default(),
             backoffs: AtomicU64::new(0),
             troubles: Troubles::new(options.health),
+            buried: Mutex::default(),
         })
     }
 
@@ -190,11 +215,23 @@ impl Stage {
             return Fate::Returned;
         }
         self.metrics.dead_lettered(&self.name, &letters);
-        if let Some(first) = letters.first() {
-            let (id, why) = (first.message.id, first.detail.as_str());
-            tracing::warn!(stage = %self.name, count = letters.len(), %id, why, "messages went to the dead letters");
-        }
+        self.tell_of(&letters);
         Fate::Dead
+    }
+
+    /// One line for all letters of a while: a device that sends only poison must not fill the log.
+    fn tell_of(&self, letters: &[DeadLetter]) {
+        let Some(first) = letters.first() else { return };
+        let mut buried = self.buried.lock();
+        buried.count += letters.len();
+        if buried.told.is_some_and(|told| told.elapsed() < BURIED_EVERY) {
+            return;
+        }
+        let count = std::mem::take(&mut buried.count);
+        buried.told = Some(Instant::now());
+        drop(buried);
+        let (id, why) = (first.message.id, first.detail.as_str());
+        tracing::warn!(stage = %self.name, count, %id, why, "messages went to the dead letters");
     }
 
     fn letter(&self, message: &Message, error: &StageError) -> DeadLetter {

@@ -2,8 +2,8 @@
 
 use crate::deadline::{in_time, timed_out};
 use crate::owed::Owed;
-use crate::retry::{Backoff, Judgement, judge};
-use crate::stage::{Fate, Stage};
+use crate::retry::{Judgement, judge};
+use crate::stage::{Fate, History, Stage};
 use crate::{Delivery, ErrorClass, Outcome, StageError, Transformer};
 use futures_util::FutureExt;
 use std::borrow::Cow;
@@ -32,12 +32,6 @@ enum Ending {
     Fail(StageError),
     /// The transformer panicked on it or did not answer for it.
     Fault(StageError),
-}
-
-/// Of messages that failed before: when the next try is due, and what had succeeded by then.
-struct History {
-    backoff: Backoff,
-    successes: u64,
 }
 
 /// Sends `owed` through `transformer`. A panic is narrowed down to the message at fault.
@@ -139,7 +133,7 @@ pub(crate) async fn follow_up<X: Transformer>(transformer: &X, rest: Rest) -> Op
     let stage = std::sync::Arc::clone(owed.stage());
     let (failed, error) = settle_ended(&stage, owed, endings).await?;
     let mut history =
-        history.unwrap_or_else(|| History { backoff: stage.backoff(), successes: stage.successes() });
+        history.unwrap_or_else(|| History::begin(&stage));
     if error.class() == ErrorClass::Configuration {
         stage.outage(&error);
     } else {
