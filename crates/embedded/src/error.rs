@@ -121,6 +121,16 @@ impl Error {
         }
     }
 
+    /// Whether the write may stand after a crash although it failed: SQLite had written its commit, and the sync
+    /// failed. The next transaction that commits takes its place in the log.
+    pub(crate) fn may_stand(&self) -> bool {
+        match self {
+            Self::Database { source, .. } => source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure),
+            Self::Io { .. } => true,
+            _ => false,
+        }
+    }
+
     /// What repeating the operation would bring.
     #[must_use]
     pub fn class(&self) -> ErrorClass {
@@ -201,6 +211,10 @@ fn database_class(error: &rusqlite::Error) -> ErrorClass {
 }
 
 fn database_reason(error: &rusqlite::Error) -> &'static str {
+    // The file beside the database that its connections share could not grow.
+    if error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+        return "disk-full";
+    }
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => "disk-full",
         Some(ErrorCode::SystemIoFailure) => "disk-error",

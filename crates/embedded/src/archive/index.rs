@@ -91,6 +91,12 @@ pub(super) fn confirm(connection: &Connection, objects: &[i64]) -> rusqlite::Res
     objects.iter().try_for_each(|object| update.execute([object]).map(drop))
 }
 
+/// Changes nothing, and writes it: the number of the format as it stands.
+pub(super) fn touch(connection: &Connection) -> rusqlite::Result<()> {
+    let format: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    connection.pragma_update(None, "user_version", format)
+}
+
 /// The fingerprint under which each id is listed.
 pub(super) fn known(connection: &Connection, ids: &[MessageId]) -> rusqlite::Result<Vec<Option<u64>>> {
     let mut select = connection.prepare_cached("SELECT fingerprint FROM object_ids WHERE id = ?1")?;

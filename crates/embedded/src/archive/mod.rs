@@ -55,6 +55,8 @@ struct Inner {
     /// Renamed objects that the index still calls pending.
     finished: Mutex<Vec<i64>>,
     stuck: Mutex<Stuck>,
+    /// Temporary files that a commit whose sync failed may list after a crash.
+    doubtful: Mutex<Vec<String>>,
     tasks: TaskTracker,
     closing: CancellationToken,
     health: Option<StageHealth>,
@@ -101,6 +103,7 @@ impl Archive {
             attempts: AtomicU64::new(0),
             finished: Mutex::default(),
             stuck: Mutex::default(),
+            doubtful: Mutex::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             health,
@@ -143,6 +146,7 @@ impl Inner {
 
     async fn put(self: Arc<Self>, object: ArchiveObject) -> Result<PutOutcome, Error> {
         self.refuse_when_stuck()?;
+        self.remove_doubtful().await?;
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         let temporary = format!("{}.{attempt}", object.name.file_name());
         self.write(&temporary, &object).await?;
@@ -202,6 +206,10 @@ impl Inner {
         let (reader, wanted) = (Arc::clone(&self.reader), pending.clone());
         match blocking(move || index::find(&reader.lock(), &wanted)).await? {
             Ok(Some(object)) => Ok(Some(Pending { object, ..pending })),
+            Ok(None) if error.may_stand() => {
+                self.doubtful.lock().push(pending.temporary);
+                Err(error)
+            }
             Ok(None) => {
                 self.remove(pending.temporary).await;
                 Err(error)
@@ -209,6 +217,22 @@ impl Inner {
             // Left to the next start, which knows.
             Err(_) => Err(error),
         }
+    }
+
+    /// Removes the doubtful files once a further commit has taken the place of those that failed.
+    async fn remove_doubtful(self: &Arc<Self>) -> Result<(), Error> {
+        let doubtful = std::mem::take(&mut *self.doubtful.lock());
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.writer.call(index::touch).await {
+            self.doubtful.lock().extend(doubtful);
+            return Err(error);
+        }
+        for temporary in doubtful {
+            self.remove(temporary).await;
+        }
+        Ok(())
     }
 
     /// Step 3.
