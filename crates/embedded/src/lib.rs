@@ -9,3 +9,4 @@ mod sqlite;
 pub mod warehouse;
 
 pub use error::Error;
+pub use sqlite::Snapshot;

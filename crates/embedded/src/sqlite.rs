@@ -18,8 +18,10 @@ const PAGE_SIZE: u32 = 16 * 1024;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Statements kept prepared per connection; more than any store has.
 const STATEMENTS: usize = 128;
-/// Page cache of a connection, in KiB.
-const CACHE_KIB: i64 = 16 * 1024;
+/// Page cache of a connection that writes, in KiB: the inner pages of its tables and the leaves it appends to.
+const WRITER_CACHE_KIB: i64 = 8 * 1024;
+/// Page cache of a connection that reads, in KiB. It reads each page about once; the kernel caches the file.
+const READER_CACHE_KIB: i64 = 1024;
 /// The kind of a database file and how its tables came to be.
 #[derive(Debug)]
 pub(crate) struct Schema {
@@ -50,7 +52,7 @@ pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Connection, Error> {
         | OpenFlags::SQLITE_OPEN_URI;
     let located = |error: rusqlite::Error| Error::from(error).at(path);
     let mut connection = Connection::open_with_flags(path, flags).map_err(located)?;
-    configure(&connection).map_err(located)?;
+    configure(&connection, WRITER_CACHE_KIB).map_err(located)?;
     let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).map_err(located)?;
     if pages == 0 {
         lay_out(&connection, schema).map_err(located)?;
@@ -69,7 +71,7 @@ pub(crate) fn open_reader(path: &Path, schema: &Schema) -> Result<Connection, Er
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let located = |error: rusqlite::Error| Error::from(error).at(path);
     let connection = Connection::open_with_flags(path, flags).map_err(located)?;
-    configure(&connection).map_err(located)?;
+    configure(&connection, READER_CACHE_KIB).map_err(located)?;
     check_kind(&connection, path, schema)?;
     let found = format_of(&connection).map_err(located)?;
     if found != schema.format() {
@@ -84,10 +86,27 @@ pub(crate) fn open_reader(path: &Path, schema: &Schema) -> Result<Connection, Er
     Ok(connection)
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
+/// What a reader sees does not change while it holds this. The write-ahead log grows meanwhile by what is written.
+#[derive(Debug)]
+pub struct Snapshot<'c> {
+    _transaction: rusqlite::Transaction<'c>,
+}
+
+/// Begins a [`Snapshot`] of what `connection` sees now.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot<'_>> {
+    let transaction = connection.unchecked_transaction()?;
+    // The first read decides what is seen.
+    transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(Snapshot { _transaction: transaction })
+}
+
+fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "foreign_keys", true)
 }

@@ -1,6 +1,7 @@
 //! What the types alone cannot tell: whether the settings work, by themselves and together.
 
 use crate::config::Config;
+use messagepipeline::{Clock, SystemClock};
 use mqttconverter::routing::Mistake;
 use service_kit::config::{Check, ConfigErrors, Loaded, Problem};
 
@@ -21,7 +22,7 @@ pub struct Plans {
     pub archive: icestore_service::Plan,
 }
 
-/// Checks everything and opens nothing. Answers the checked sections and the warnings.
+/// Checks everything and opens nothing but the TLS files that are named. Answers the checked sections and the warnings.
 ///
 /// # Errors
 /// Every mistake with its place.
@@ -39,6 +40,8 @@ pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErr
         }
     }
     combinations(config, &mut check);
+    crate::certificates::check(config, SystemClock.now(), &mut check);
+    retention(config, &mut check);
     match (ingestion, enrichment, warehouse, archive) {
         (Some(ingestion), Some(enrichment), Some(warehouse), Some(archive)) => {
             let warnings = check.finish()?;
@@ -148,6 +151,54 @@ fn combinations(config: &Config, check: &mut Check) {
         check.warn(
             "/http/listen",
             "is reachable from outside; metrics and readiness are shown to anybody who asks",
+        );
+    }
+}
+
+/// How long the endpoint keeps the session of a device that is away: so late it may send a message again.
+const ENDPOINT_SESSION: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
+
+/// What is forgotten must not come again, and ids are forgotten before what they stand for.
+fn retention(config: &Config, check: &mut Check) {
+    let retention = &config.retention;
+    for (pointer, kept) in
+        [("/retention/warehouse", retention.warehouse), ("/retention/archive", retention.archive)]
+    {
+        match (kept, retention.ids) {
+            (Some(_), None) => {
+                check.error(pointer, "needs retention.ids: a message is removed after its id is forgotten");
+            }
+            (Some(kept), Some(ids)) if kept < ids => {
+                check.error(
+                    pointer,
+                    format!("is shorter than retention.ids ({ids}): make it at least as long"),
+                );
+            }
+            _ => {}
+        }
+    }
+    let Some(ids) = retention.ids else { return };
+    let lease = config.bus.lease;
+    if ids.get() < lease.get() * 2 {
+        check.error(
+            "/retention/ids",
+            format!(
+                "is less than twice bus.lease ({lease}): a message that a service still holds could be stored again"
+            ),
+        );
+    }
+    let ingestion = &config.ingestion;
+    if ingestion.message_id.is_none() {
+        return;
+    }
+    let session = ingestion.broker.as_ref().map_or(ENDPOINT_SESSION, |broker| broker.session_expiry.get());
+    if ids.get() < session {
+        check.error(
+            "/retention/ids",
+            format!(
+                "is shorter than a session ({session:?}), and so late a message may be sent again under its id \
+                 (ingestion.message_id): make it longer"
+            ),
         );
     }
 }

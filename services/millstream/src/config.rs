@@ -40,6 +40,8 @@ pub struct Config {
     pub bigquery: WarehouseConfig,
     /// The archive.
     pub icestore: ArchiveConfig,
+    /// How long what is finished is kept.
+    pub retention: RetentionConfig,
 }
 
 impl Default for Config {
@@ -54,6 +56,7 @@ impl Default for Config {
             enrichment: EnrichmentConfig::default(),
             bigquery: WarehouseConfig::default(),
             icestore: ArchiveConfig::default(),
+            retention: RetentionConfig::default(),
         }
     }
 }
@@ -70,6 +73,26 @@ pub struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+/// How long what is finished is kept. `null` keeps it for ever. A message is finished when every destination has its
+/// outcome; what is on its way, parked or a dead letter is kept whatever its age.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionConfig {
+    /// Ids of finished messages: so long a message sent again is recognised by its id, and so long `books` names a
+    /// message that is missing by its id. Older ones count in sums.
+    pub ids: Option<Duration>,
+    /// Rows of the warehouse. Not shorter than `ids`.
+    pub warehouse: Option<Duration>,
+    /// Objects of the archive, from the receipt of their last message. Not shorter than `ids`.
+    pub archive: Option<Duration>,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { ids: Some(Duration::from_hours(30 * 24)), warehouse: None, archive: None }
     }
 }
 

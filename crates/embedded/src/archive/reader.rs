@@ -68,6 +68,21 @@ pub struct Verification {
     pub problems: Vec<String>,
 }
 
+impl std::ops::Sub<&[ObjectEntry]> for ArchiveSummary {
+    type Output = Self;
+
+    /// The figures without these objects.
+    fn sub(mut self, without: &[ObjectEntry]) -> Self {
+        for object in without {
+            self.objects -= 1;
+            self.pending -= u64::from(object.pending);
+            self.bytes -= object.bytes;
+            self.digest = self.digest - object.digest;
+        }
+        self
+    }
+}
+
 impl ArchiveReader {
     /// Opens the archive with the index `index` and the folders `folder` and `temporary`.
     ///

@@ -11,6 +11,7 @@
 use super::files::Files;
 use super::{Archive, ArchiveReader, Inner, blocking};
 use crate::Error;
+use crate::sqlite::{self, Snapshot};
 use icestore::ObjectName;
 use messagepipeline::metric_names::ARCHIVE_REMOVED;
 use messagepipeline::{Digest, MessageId, Timestamp};
@@ -184,6 +185,14 @@ pub(super) fn finish_removals(connection: &Connection, path: &Path, files: &File
 }
 
 impl ArchiveReader {
+    /// What this reader sees stays as it is now while the answer is held.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn hold(&self) -> Result<Snapshot<'_>, Error> {
+        sqlite::snapshot(&self.connection).map_err(|error| Error::from(error).at(&self.index))
+    }
+
     /// What retention has removed; objects whose removal is under way count as removed.
     ///
     /// # Errors

@@ -5,12 +5,13 @@
 
 use super::{Warehouse, WarehouseReader};
 use crate::Error;
-use crate::sqlite::Writer;
+use crate::sqlite::{self, Snapshot, Writer};
 use bqstore::MESSAGE_ID;
 use messagepipeline::metric_names::WAREHOUSE_REMOVED;
 use messagepipeline::{Digest, MessageId, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Tables of the retention.
 pub(super) const FORMAT_2: &str = "
@@ -52,12 +53,14 @@ impl Warehouse {
 }
 
 impl RowRetention {
-    /// Notes the highest row number at `now`, and drops notes that are older than the newest one of before `horizon`.
+    /// Notes the highest row number at `now`, unless that was noted less than `spacing` ago, and drops notes that are
+    /// older than the newest one of before `horizon`.
     ///
     /// # Errors
     /// When the file cannot be written, or the table has no row numbers.
-    pub async fn mark(&self, now: Timestamp, horizon: Timestamp) -> Result<(), Error> {
+    pub async fn mark(&self, now: Timestamp, horizon: Timestamp, spacing: Duration) -> Result<(), Error> {
         let table = Arc::clone(&self.table);
+        let recent = now.as_micros().saturating_sub(i64::try_from(spacing.as_micros()).unwrap_or(i64::MAX));
         self.writer
             .call(move |connection| {
                 let highest = format!("SELECT coalesce(max(rowid), 0) FROM \"{table}\"");
@@ -68,8 +71,9 @@ impl RowRetention {
                     params![table, row],
                 )?;
                 connection.execute(
-                    "INSERT INTO millstream_row_marks VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-                    params![table, now.as_micros(), row],
+                    "INSERT INTO millstream_row_marks SELECT ?1, ?2, ?3 WHERE NOT EXISTS \
+                         (SELECT 1 FROM millstream_row_marks WHERE table_name = ?1 AND at > ?4)",
+                    params![table, now.as_micros(), row, recent],
                 )?;
                 connection.execute(
                     "DELETE FROM millstream_row_marks WHERE table_name = ?1 AND at < \
@@ -119,6 +123,14 @@ fn removed(connection: &Connection, table: &str) -> rusqlite::Result<Digest> {
 }
 
 impl WarehouseReader {
+    /// What this reader sees stays as it is now while the answer is held.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn hold(&self) -> Result<Snapshot<'_>, Error> {
+        sqlite::snapshot(&self.connection).map_err(|error| Error::from(error).at(&self.path))
+    }
+
     /// Count and digest of the rows that retention has removed.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! it, and judges it: for each destination, the id is stored there, or ended earlier (dead letter, skip), or is still
 //! on its way; else it is unaccounted for. Memory does not grow with the number of ids.
 
-use messagepipeline::{Digest, MessageId};
+use messagepipeline::{Digest, MessageId, Timestamp};
 use serde::Serialize;
 
 /// What a store says about the ids it lists.
@@ -94,6 +94,12 @@ impl Membership {
         !self.is_pending() && self.missing().is_empty()
     }
 
+    /// Whether sinks hold it and nothing else knows it.
+    fn is_only_stored(self) -> bool {
+        self.has_any(&[Set::Warehouse, Set::Archive])
+            && !self.has_any(&[Set::Raw, Set::Enriched, Set::EndedIngestion])
+    }
+
     fn is_pending(self) -> bool {
         self.has_any(&[Set::PendingEnrichment, Set::PendingWarehouse, Set::PendingArchive, Set::Parked])
     }
@@ -132,10 +138,31 @@ pub(super) struct Source<'a, E> {
     pub(super) ids: Box<dyn Iterator<Item = Result<MessageId, E>> + 'a>,
 }
 
+/// What retention has forgotten, as far as the sinks should still hold it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Past {
+    /// Forgotten ids were settled before; `None` when none is forgotten.
+    pub(super) horizon: Option<Timestamp>,
+    /// Forgotten ids whose rows are there.
+    pub(super) rows: Digest,
+    /// Forgotten ids whose lines are there.
+    pub(super) lines: Digest,
+    /// All lines of the archive's sound objects; `None` when the archive lists each one.
+    pub(super) objects: Option<Digest>,
+}
+
 /// What the pass found.
 #[derive(Debug, Default)]
 pub(super) struct Reconciled {
     digests: [Digest; SETS],
+    /// Ids that only sinks know, by sink.
+    only_stored: [Digest; SETS],
+    /// Those of them that are too young to be forgotten ones, by sink and by name.
+    foreign: [Digest; SETS],
+    foreign_named: Vec<Unaccounted>,
+    foreign_count: u64,
+    /// Sinks that do not hold what was forgotten, for people.
+    pub(super) disagreements: Vec<String>,
     /// Ids without a final outcome.
     pub(super) unaccounted: Vec<Unaccounted>,
     /// How many ids are unaccounted for, also beyond those listed.
@@ -156,6 +183,37 @@ impl Reconciled {
     pub(super) fn digest(&self, set: Set) -> Digest {
         self.digests[set as usize]
     }
+
+    /// Distinct ids of the sink `set` that the ledger still knows.
+    pub(super) fn known(&self, set: Set) -> Digest {
+        self.digests[set as usize] - self.only_stored[set as usize]
+    }
+
+    /// Compares what only the sinks know with what was forgotten.
+    fn compare_with(&mut self, past: &Past) {
+        let objects = past.objects.unwrap_or(self.digest(Set::Archive));
+        let rows = self.only_stored[Set::Warehouse as usize];
+        let lines = objects - self.known(Set::Archive);
+        if (rows, lines) == (past.rows, past.lines) {
+            return;
+        }
+        self.unaccounted_count += self.foreign_count;
+        let room = MAX_NAMED.saturating_sub(self.unaccounted.len());
+        self.unaccounted.extend(self.foreign_named.drain(..).take(room));
+        self.disagree("warehouse", "rows", rows - self.foreign[Set::Warehouse as usize], past.rows);
+        self.disagree("archive", "lines", lines - self.foreign[Set::Archive as usize], past.lines);
+    }
+
+    /// Notes that `place` holds `found` where `expected` is right.
+    pub(super) fn disagree(&mut self, place: &str, what: &str, found: Digest, expected: Digest) {
+        if found == expected {
+            return;
+        }
+        self.unaccounted_count += found.count.abs_diff(expected.count).max(1);
+        self.disagreements.push(format!(
+            "{place}: of the messages whose ids retention has forgotten it holds {found} {what}, and {expected} are right"
+        ));
+    }
 }
 
 /// At most this many unaccounted ids are kept by name; more are counted. A person acts on the first few, and a
@@ -166,7 +224,7 @@ const MAX_NAMED: usize = 100_000;
 ///
 /// # Errors
 /// The first error of a source.
-pub(super) fn reconcile<E>(sources: Vec<Source<'_, E>>) -> Result<Reconciled, E> {
+pub(super) fn reconcile<E>(sources: Vec<Source<'_, E>>, past: &Past) -> Result<Reconciled, E> {
     let mut found = Reconciled::default();
     let mut heads = Vec::with_capacity(sources.len());
     for mut source in sources {
@@ -175,8 +233,9 @@ pub(super) fn reconcile<E>(sources: Vec<Source<'_, E>>) -> Result<Reconciled, E>
     }
     while let Some(id) = heads.iter().filter_map(|(_, head)| *head).min() {
         let membership = take(&mut heads, id, &mut found)?;
-        judge(id, membership, &mut found);
+        judge(id, membership, past, &mut found);
     }
+    found.compare_with(past);
     Ok(found)
 }
 
@@ -201,20 +260,47 @@ fn take<E>(
     Ok(membership)
 }
 
-fn judge(id: MessageId, membership: Membership, found: &mut Reconciled) {
+fn judge(id: MessageId, membership: Membership, past: &Past, found: &mut Reconciled) {
     found.pending += u64::from(membership.is_pending());
     let missing = membership.missing();
     if missing.is_empty() {
         return;
     }
+    let lost = || Unaccounted {
+        message_id: id.to_string(),
+        last_seen: membership.last_seen(),
+        missing_from: missing,
+    };
+    if membership.is_only_stored() {
+        let foreign = is_too_young(id, past.horizon);
+        for set in [Set::Warehouse, Set::Archive].into_iter().filter(|set| membership.has(*set)) {
+            found.only_stored[set as usize].insert(&id);
+            if foreign {
+                found.foreign[set as usize].insert(&id);
+            }
+        }
+        if foreign {
+            found.foreign_count += 1;
+            if found.foreign_named.len() < MAX_NAMED {
+                found.foreign_named.push(lost());
+            }
+        }
+        return;
+    }
     found.unaccounted_count += 1;
     if found.unaccounted.len() < MAX_NAMED {
-        found.unaccounted.push(Unaccounted {
-            message_id: id.to_string(),
-            last_seen: membership.last_seen(),
-            missing_from: missing,
-        });
+        found.unaccounted.push(lost());
     }
+}
+
+/// Whether the id was made after all that is forgotten. An id that tells no time may be of any age.
+fn is_too_young(id: MessageId, horizon: Option<Timestamp>) -> bool {
+    let Some(horizon) = horizon else { return true };
+    let uuid = id.uuid();
+    let Some(time) = uuid.get_timestamp().filter(|_| uuid.get_version_num() == 7) else { return false };
+    let (seconds, nanos) = time.to_unix();
+    let millis = seconds.saturating_mul(1_000).saturating_add(u64::from(nanos) / 1_000_000);
+    i64::try_from(millis).is_ok_and(|millis| millis >= horizon.as_millis())
 }
 
 #[cfg(test)]
@@ -232,7 +318,7 @@ mod tests {
     }
 
     fn run(sources: Vec<Source<'static, Infallible>>) -> Reconciled {
-        reconcile(sources).unwrap_or_else(|never| match never {})
+        reconcile(sources, &Past::default()).unwrap_or_else(|never| match never {})
     }
 
     #[test]
@@ -274,11 +360,8 @@ mod tests {
 
     #[test]
     fn a_message_on_its_way_to_one_sink_and_missing_from_the_other_is_both() {
-        let found = run(vec![
-            source(Set::Raw, &[1]),
-            source(Set::Enriched, &[1]),
-            source(Set::PendingArchive, &[1]),
-        ]);
+        let found =
+            run(vec![source(Set::Raw, &[1]), source(Set::Enriched, &[1]), source(Set::PendingArchive, &[1])]);
         assert_eq!((found.unaccounted_count, found.pending), (1, 1));
         assert_eq!(found.unaccounted[0].missing_from, ["warehouse"]);
     }

@@ -1,6 +1,7 @@
 //! The report: what `books --json` prints and `up --report` writes.
 
 use super::reconcile::Unaccounted;
+use messagepipeline::{Digest, Timestamp};
 use serde::Serialize;
 
 /// Everything that came in and what became of it.
@@ -9,7 +10,9 @@ pub struct Report {
     /// Whether every id has one final outcome in every destination. What is pending keeps it true only while the
     /// system runs.
     pub balanced: bool,
-    /// The topics, `raw` first.
+    /// Messages whose ids retention has forgotten, when there are any.
+    pub folded: Option<FoldedLine>,
+    /// The topics, `raw` first; forgotten ids included.
     pub topics: Vec<TopicLine>,
     /// The stages in the order of the path.
     pub stages: Vec<StageLine>,
@@ -23,10 +26,29 @@ pub struct Report {
     pub pending: Vec<PendingLine>,
     /// Distinct messages still on their way, parked ones included.
     pub pending_messages: u64,
+    /// Places that do not hold what they should of the messages whose ids are forgotten, for people.
+    pub disagreements: Vec<String>,
     /// Ids without a final outcome; at most 100,000 are named.
     pub unaccounted: Vec<Unaccounted>,
     /// How many ids are unaccounted for, named or not.
     pub unaccounted_count: u64,
+}
+
+/// Messages whose ids are forgotten: they count in sums.
+#[derive(Debug, Clone, Serialize)]
+pub struct FoldedLine {
+    /// They were settled before.
+    pub before: String,
+    /// How many of topic `raw`.
+    pub messages: u64,
+    /// Digest over their ids.
+    pub digest: String,
+}
+
+impl FoldedLine {
+    pub(super) fn new(horizon: Timestamp, raw: Digest) -> Self {
+        Self { before: horizon.to_string(), messages: raw.count, digest: raw.to_string() }
+    }
 }
 
 /// One topic.
@@ -69,6 +91,8 @@ pub struct WarehouseLine {
     pub rows: u64,
     /// Digest over their ids.
     pub digest: String,
+    /// Rows that retention has removed.
+    pub removed: u64,
 }
 
 /// The archive.
@@ -82,6 +106,10 @@ pub struct ArchiveLine {
     pub lines: u64,
     /// Digest over their ids.
     pub digest: String,
+    /// Objects that retention has removed.
+    pub removed_objects: u64,
+    /// Lines in those.
+    pub removed_lines: u64,
 }
 
 /// Dead letters of one stage with one reason.
@@ -129,6 +157,19 @@ impl Report {
         let archive = &self.archive;
         let objects = format!("{} objects", archive.objects);
         line(&[&format!("archive    {objects:<12}{:>12} lines      {}", archive.lines, archive.digest)]);
+        if let Some(folded) = &self.folded {
+            line(&[&format!(
+                "forgotten  {:<12}{:>12} messages   {} settled before {}",
+                "ids of", folded.messages, folded.digest, folded.before
+            )]);
+        }
+        if warehouse.removed > 0 {
+            line(&[&format!("removed    {:<12}{:>12} rows", warehouse.table, warehouse.removed)]);
+        }
+        if archive.removed_objects > 0 {
+            let objects = format!("{} objects", archive.removed_objects);
+            line(&[&format!("removed    {objects:<12}{:>12} lines", archive.removed_lines)]);
+        }
         for letters in &self.dead_letters {
             let dropped = match letters.dropped {
                 0 => String::new(),
@@ -154,6 +195,9 @@ impl Report {
         }
         if self.unaccounted_count > 20 {
             line(&[&format!("MISSING    … {} in all; --json names them", self.unaccounted_count)]);
+        }
+        for disagreement in &self.disagreements {
+            line(&["DISAGREES  ", disagreement]);
         }
         line(&[&self.verdict()]);
         text

@@ -1,7 +1,9 @@
 //! Reading the stores for the books.
 
 use super::reconcile::{Past, Reconciled, Set, Source, Unaccounted, reconcile};
-use super::report::{ArchiveLine, DeadLetterLine, FoldedLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine};
+use super::report::{
+    ArchiveLine, DeadLetterLine, FoldedLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine,
+};
 use crate::check::{ENRICHED, RAW};
 use crate::system::{ARCHIVE, WAREHOUSE};
 use embedded::Error;
@@ -115,7 +117,12 @@ impl<'f> Books<'f> {
         for (topic, set) in [(RAW, Set::Raw), (ENRICHED, Set::Enriched)] {
             let published = self.bus.topics()?.into_iter().find(|found| found.name == topic);
             let published = published.map(|topic| topic.published).unwrap_or_default();
-            found.disagree(&format!("topic {topic}"), "ids", found.digest(set) + folded.topic(topic), published);
+            found.disagree(
+                &format!("topic {topic}"),
+                "ids",
+                found.digest(set) + folded.topic(topic),
+                published,
+            );
         }
         Ok(Look { found, folded, removed_rows, removed_objects, archive })
     }

@@ -15,3 +15,4 @@ mod tasks;
 
 pub use drain::{DrainError, drained};
 pub use open::{OpenError, Services, Stores, System};
+pub(crate) use retention::{ARCHIVE, WAREHOUSE};
