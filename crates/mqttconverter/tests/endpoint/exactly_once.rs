@@ -37,7 +37,7 @@ async fn a_pubrec_follows_the_verdict_and_a_pubcomp_the_pubrel() {
         assert_eq!(held(&store).is_empty(), !is_kept);
         client.send(&pubrel(7)).await;
         client.expect(&pubcomp(7)).await;
-        assert_eq!(held(&store), []);
+        assert!(held(&store).is_empty());
         client.send(&publish_once(connect.level, 7, b"21.5")).await;
         let (second, _) = rig.take(1).await.remove(0);
         assert_ne!(message.id, second.id, "the identifier is free again");
@@ -190,7 +190,7 @@ async fn a_clean_start_forgets_durably_before_its_connack() {
         let clean = Connect { clean: true, ..connect };
         let (mut client, present) = rig.session(clean).await;
         assert!(!present);
-        assert_eq!(held(&store), []);
+        assert!(held(&store).is_empty());
         client.send(&publish_once(connect.level, 1, b"a")).await;
         let (second, _ack) = rig.take(1).await.remove(0);
         assert_ne!(first.id, second.id);
