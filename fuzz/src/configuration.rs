@@ -8,7 +8,7 @@ use std::collections::HashMap;
 const NAME: &str = "millstream.yaml";
 
 /// `data` is the file.
-pub fn holds(data: &[u8]) {
+pub(crate) fn holds(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     // A file that a secret or a certificate is read from is opened; fuzzing must not read the machine's own.
     if text.contains("file") || text.contains("tls") {

@@ -9,7 +9,7 @@ const LINE_LIMIT: usize = 4 * 1_024;
 const LINES: usize = 10_000;
 
 /// The first byte of `data` says how many bytes one read of the file brings; the rest is the file.
-pub fn holds(data: &[u8]) {
+pub(crate) fn holds(data: &[u8]) {
     let Some((&step, file)) = data.split_first() else { return };
     let at_once = read(file, usize::MAX);
     let dripping = read(file, usize::from(step).max(1));

@@ -7,7 +7,7 @@ use mqttconverter::routing::{DeviceIdRule, DeviceIdSource, DeviceIds, Route, Rou
 use mqttconverter::topic::{TopicFilter, validate_name};
 
 /// `data` is a template, filter or pointer; after a line end, a topic; after another, a payload.
-pub fn holds(data: &[u8]) {
+pub(crate) fn holds(data: &[u8]) {
     let mut parts = data.splitn(3, |byte| *byte == b'\n');
     let pattern = parts.next().and_then(|part| std::str::from_utf8(part).ok());
     let topic = parts.next().and_then(|part| std::str::from_utf8(part).ok());

@@ -56,7 +56,8 @@ pub struct EndpointConfig {
     /// Address to listen on; port 0 picks a free one.
     #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
-    /// Allows listening beyond loopback with neither `tls` nor `users`. Anybody who reaches the port may then send.
+    /// Allows listening beyond loopback with neither `users` nor `tls.client_ca`. Anybody who reaches the port may then
+    /// send.
     pub allow_insecure: bool,
     /// Certificate and key; devices then connect with TLS only.
     #[serde(skip_serializing_if = "Option::is_none")]

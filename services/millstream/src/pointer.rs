@@ -1,5 +1,6 @@
 //! JSON Pointers (RFC 6901) into a line, several as alternatives.
 
+use mqttconverter::routing::is_too_deep;
 use sonic_rs::{JsonType, JsonValueTrait, LazyValue};
 use std::borrow::Cow;
 use std::fmt;
@@ -53,9 +54,13 @@ impl Pointers {
     }
 
     /// The first alternative that leads to a number or a string that is not empty. The document is looked into only
-    /// as far as needed: one that turns malformed behind the value is not noticed.
+    /// as far as needed: one that turns malformed behind the value is not noticed. One that is nested too deeply to be
+    /// parsed ([`is_too_deep`]) has no values.
     #[must_use]
     pub fn find<'a>(&self, document: &'a str) -> Option<Scalar<'a>> {
+        if is_too_deep(document.as_bytes()) {
+            return None;
+        }
         self.alternatives.iter().find_map(|steps| scalar(&follow(document, steps)?))
     }
 }
@@ -144,6 +149,15 @@ mod tests {
         assert_eq!(find("/e~1f", document).as_deref(), Some("text q\"é"));
         for none in ["/a", "/b", "/c", "/c/d/00", "/c/d/9", "/0/1"] {
             assert_eq!(find(none, document), None, "{none}");
+        }
+    }
+
+    /// Found by fuzzing: the parser recurses once per level and ended the process.
+    #[test]
+    fn a_document_nested_deeper_than_the_stack_has_no_values() {
+        for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+            let document = format!("{{\"a\":{}1{}}}", open.repeat(100_000), close.repeat(100_000));
+            assert_eq!(find("/a/0,/a/a,/b", &document), None);
         }
     }
 

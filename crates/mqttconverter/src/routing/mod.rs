@@ -19,6 +19,7 @@ mod transformer;
 pub use device_id::{DeviceIdRule, DeviceIdSource, DeviceIds};
 pub use message_id::{MessageIdRule, MessageIds};
 pub use mistake::Mistake;
+pub use pointer::is_too_deep;
 pub use publisher::RoutedPublisher;
 pub use routes::{NO_ROUTE, Route, Routes, TopicIndex, default_routes};
 pub use transformer::{IngestTransformer, Routed};

@@ -74,8 +74,10 @@ fn parse(bytes: &[u8]) -> Option<LazyValue<'_>> {
     sonic_rs::from_str(std::str::from_utf8(bytes).ok()?).ok()
 }
 
-/// Most payloads have fewer brackets than the bound, which is quick to see; only the others are read closely.
-fn is_too_deep(bytes: &[u8]) -> bool {
+/// Whether a payload is nested deeper than anything is looked for in it, and deeper than a JSON parser that recurses can
+/// bear. Most payloads have fewer brackets than the bound, which is quick to see; only the others are read closely.
+#[must_use]
+pub fn is_too_deep(bytes: &[u8]) -> bool {
     if bytes.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
         return false;
     }
