@@ -18,6 +18,15 @@ pub struct BatchLimits {
     pub budget: usize,
 }
 
+impl BatchLimits {
+    /// Limits of a stage that publishes: whole chunks go out at once, and several publishes are under way, because a
+    /// bus shares one sync among them. `budget` is the bytes of the whole service.
+    #[must_use]
+    pub fn publishing(budget: usize) -> Self {
+        Self { count: 2_000, bytes: 4 << 20, age: Duration::ZERO, budget }
+    }
+}
+
 impl Default for BatchLimits {
     /// 1,000 items (a commit or a request costs the same for one item as for hundreds), 4 MiB (below the request
     /// limits of the services we write to), 1 s, 64 MiB.
@@ -79,7 +88,12 @@ pub(crate) struct Group<T> {
 
 impl<T> Group<T> {
     pub(crate) fn open(now: Instant) -> Self {
-        Self { items: Vec::new(), bytes: 0, opened: now }
+        Self::open_for(now, 0)
+    }
+
+    /// A group that will probably hold `items` items.
+    pub(crate) fn open_for(now: Instant, items: usize) -> Self {
+        Self { items: Vec::with_capacity(items), bytes: 0, opened: now }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -92,6 +106,7 @@ impl<T> Group<T> {
     }
 
     /// Adds an item; answers why the group is full now, if it is.
+    #[inline]
     pub(crate) fn push(&mut self, item: T, bytes: usize, limits: &BatchLimits) -> Option<FlushReason> {
         self.items.push(item);
         self.bytes = self.bytes.saturating_add(bytes);
@@ -123,24 +138,29 @@ impl<T> Group<T> {
 pub struct Batcher<T> {
     limits: BatchLimits,
     group: Option<Group<T>>,
+    /// Items of the last group: the guess for the next one.
+    last: usize,
 }
 
 impl<T> Batcher<T> {
     /// An empty batcher.
     #[must_use]
     pub fn new(limits: BatchLimits) -> Self {
-        Self { limits, group: None }
+        Self { limits, group: None, last: 0 }
     }
 
     /// Adds an item that counts for `bytes`; hands every group that is full thereby to `flushed`.
+    #[inline]
     pub fn add(&mut self, item: T, bytes: usize, now: Instant, mut flushed: impl FnMut(Flush<T>)) {
         if let Some(full) = self.group.take_if(|group| !group.fits(bytes, &self.limits)) {
+            self.last = full.items.len();
             flushed(full.flush(FlushReason::Bytes));
         }
-        let group = self.group.get_or_insert_with(|| Group::open(now));
+        let group = self.group.get_or_insert_with(|| Group::open_for(now, self.last));
         if let Some(reason) = group.push(item, bytes, &self.limits)
             && let Some(full) = self.group.take()
         {
+            self.last = full.items.len();
             flushed(full.flush(reason));
         }
     }
@@ -148,6 +168,7 @@ impl<T> Batcher<T> {
     /// The group, if it has reached its age.
     pub fn pop_due(&mut self, now: Instant) -> Option<Flush<T>> {
         let due = self.group.take_if(|group| group.is_due(&self.limits, now))?;
+        self.last = due.items.len();
         Some(due.flush(FlushReason::Age))
     }
 
@@ -159,7 +180,9 @@ impl<T> Batcher<T> {
 
     /// The group, if there is one.
     pub fn pop_oldest(&mut self, reason: FlushReason) -> Option<Flush<T>> {
-        self.group.take().map(|group| group.flush(reason))
+        let group = self.group.take()?;
+        self.last = group.items.len();
+        Some(group.flush(reason))
     }
 
     /// When the group reaches its age.

@@ -12,7 +12,6 @@ use messagepipeline::{
     PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth,
 };
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::watch;
 
 /// The stage's name.
@@ -105,12 +104,7 @@ impl Plan {
             health: Some(parts.health),
             ..ServiceOptions::new(STAGE)
         };
-        let limits = BatchLimits {
-            count: 2_000,
-            bytes: 4 << 20,
-            age: Duration::ZERO,
-            budget: config.max_in_flight_bytes.as_usize(),
-        };
+        let limits = BatchLimits::publishing(config.max_in_flight_bytes.as_usize());
         let processor = PublishProcessor::new(Arc::clone(&parts.output));
         let service = BatchingService::new(options, limits, parts.consumer, enricher, processor);
         let settings = ReleaserSettings { max_age: config.park.max_age.get(), ..ReleaserSettings::default() };

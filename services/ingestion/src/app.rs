@@ -12,7 +12,6 @@ use mqttconverter::tls::{ClientTls, Identity, ServerTls};
 use mqttconverter::topic::TopicFilter;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The stage's name.
 pub const STAGE: &str = "ingestion";
@@ -65,7 +64,7 @@ impl Plan {
                 routes,
                 device_ids,
                 message_ids,
-                limits: limits(config),
+                limits: BatchLimits::publishing(config.max_in_flight_bytes.as_usize()),
                 min_payload: config.min_payload.as_usize(),
             }),
             _ => Err(mistakes),
@@ -98,16 +97,6 @@ impl Plan {
             ..ServiceOptions::new(STAGE)
         };
         Ok(BatchingService::new(options, self.limits, parts.consumer, transformer, processor))
-    }
-}
-
-/// Whole chunks are published at once and several publishes are under way: the bus shares one sync among them.
-fn limits(config: &IngestionConfig) -> BatchLimits {
-    BatchLimits {
-        count: 2_000,
-        bytes: 4 << 20,
-        age: Duration::ZERO,
-        budget: config.max_in_flight_bytes.as_usize(),
     }
 }
 

@@ -1,9 +1,6 @@
 //! Numbers of bytes as people write them.
 
-use super::units::{UnitError, split_number};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::borrow::Cow;
+use super::units::{UnitError, split_number, written_as_text};
 use std::fmt;
 use std::str::FromStr;
 
@@ -111,37 +108,12 @@ fn unknown_unit(number: u64, unit: &str) -> String {
     }
 }
 
-impl Serialize for ByteSize {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl JsonSchema for ByteSize {
-    fn schema_name() -> Cow<'static, str> {
-        "ByteSize".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "format": FORMAT,
-            "pattern": "^[0-9]+ *(TiB|TB|GiB|GB|MiB|MB|KiB|kB|KB|B)$",
-            "examples": ["64MiB", "10MB", "512KiB"],
-        })
-    }
-}
+written_as_text!(
+    ByteSize,
+    "format": FORMAT,
+    "pattern": "^[0-9]+ *(TiB|TB|GiB|GB|MiB|MB|KiB|kB|KB|B)$",
+    "examples": ["64MiB", "10MB", "512KiB"],
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,6 @@
 //! Lengths of time as people write them.
 
-use super::units::{UnitError, split_number};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::borrow::Cow;
+use super::units::{UnitError, split_number, written_as_text};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration as StdDuration;
@@ -141,38 +138,13 @@ fn unit_problem(unit: &str) -> String {
     }
 }
 
-impl Serialize for Duration {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Duration {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl JsonSchema for Duration {
-    fn schema_name() -> Cow<'static, str> {
-        "Duration".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "format": FORMAT,
-            "pattern": "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?([0-9]+us)?$",
-            "minLength": 2,
-            "examples": ["250ms", "5s", "1m30s", "2h"],
-        })
-    }
-}
+written_as_text!(
+    Duration,
+    "format": FORMAT,
+    "pattern": "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?([0-9]+us)?$",
+    "minLength": 2,
+    "examples": ["250ms", "5s", "1m30s", "2h"],
+);
 
 #[cfg(test)]
 mod tests {

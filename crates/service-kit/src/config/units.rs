@@ -26,3 +26,37 @@ pub(super) fn split_number(text: &str) -> Result<Option<(u64, &str)>, UnitError>
     let number = digits.parse().map_err(|_| UnitError::new(format!("the number {digits} is too large")))?;
     Ok(Some((number, rest)))
 }
+
+/// Makes a type that is `Display` and `FromStr` one that is written as text in a configuration, with these keywords in
+/// its JSON Schema.
+macro_rules! written_as_text {
+    ($type:ident, $($keyword:literal: $value:expr),+ $(,)?) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", $($keyword: $value),+ })
+            }
+        }
+    };
+}
+pub(super) use written_as_text;
