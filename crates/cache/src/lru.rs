@@ -13,9 +13,9 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 const LAYER: &str = "lru";
@@ -58,11 +58,23 @@ struct Entry<V> {
 struct Flight<V> {
     id: u64,
     position: usize,
-    landing: Landing<V>,
+    landing: Arc<Landing<V>>,
 }
 
-/// The results of a flight once they are there; closed without results when the call was abandoned.
-type Landing<V> = watch::Receiver<Option<Arc<[FetchResult<V>]>>>;
+/// Where a flight's results arrive. Those who wait are woken in the order in which they came.
+struct Landing<V> {
+    results: OnceLock<Arc<[FetchResult<V>]>>,
+    /// Never has a permit; closed when the flight is over.
+    over: Semaphore,
+}
+
+impl<V> Landing<V> {
+    /// The results; `None` when the call was abandoned.
+    async fn wait(&self) -> Option<&Arc<[FetchResult<V>]>> {
+        let _closed = self.over.acquire().await;
+        self.results.get()
+    }
+}
 
 /// What a look at the cache leaves to do.
 struct Plan<'a, V> {
@@ -75,7 +87,7 @@ struct Plan<'a, V> {
 struct Joined<V> {
     index: usize,
     position: usize,
-    landing: Landing<V>,
+    landing: Arc<Landing<V>>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Lru<V> {
@@ -113,11 +125,10 @@ impl<V: Clone + Send + Sync + 'static> Lru<V> {
             if let Some(lead) = plan.lead {
                 lead.fly(keys, &mut answers).await;
             }
-            for mut joined in plan.joined {
-                let landed = joined.landing.wait_for(Option::is_some).await;
+            for joined in plan.joined {
                 // No result: the call was abandoned, and the next look finds out who takes it over.
                 answers[joined.index] =
-                    landed.ok().and_then(|results| results.as_ref()?.get(joined.position).cloned());
+                    joined.landing.wait().await.and_then(|results| results.get(joined.position).cloned());
             }
             plan = self.plan(keys, &mut answers);
         }
@@ -137,11 +148,11 @@ impl<V: Clone + Send + Sync + 'static> Lru<V> {
             if let Some(found) = state.look(key, now) {
                 answers[index] = Some(Ok(found));
             } else if let Some(flight) = state.flights.get(*key) {
-                let (position, landing) = (flight.position, flight.landing.clone());
+                let (position, landing) = (flight.position, Arc::clone(&flight.landing));
                 plan.joined.push(Joined { index, position, landing });
             } else {
                 let lead = plan.lead.get_or_insert_with(|| Lead::new(self, &mut state.next_flight));
-                let landing = lead.results.subscribe();
+                let landing = Arc::clone(&lead.landing);
                 let flight = Flight { id: lead.id, position: lead.indices.len(), landing };
                 state.flights.insert(Box::from(*key), flight);
                 lead.indices.push(index);
@@ -201,7 +212,7 @@ struct Lead<'a, V> {
     indices: Vec<usize>,
     /// Its keys, until it has landed.
     keys: Vec<Box<str>>,
-    results: watch::Sender<Option<Arc<[FetchResult<V>]>>>,
+    landing: Arc<Landing<V>>,
 }
 
 impl<'a, V> Lead<'a, V> {
@@ -212,7 +223,7 @@ impl<'a, V> Lead<'a, V> {
             id: *next_flight,
             indices: Vec::new(),
             keys: Vec::new(),
-            results: watch::Sender::new(None),
+            landing: Arc::new(Landing { results: OnceLock::new(), over: Semaphore::new(0) }),
         }
     }
 }
@@ -225,9 +236,9 @@ impl<V: Clone> Lead<'_, V> {
         for (index, result) in self.indices.iter().zip(&results) {
             answers[*index] = Some(result.clone());
         }
-        // Nobody can join any more.
-        if self.results.receiver_count() > 0 {
-            self.results.send_replace(Some(results.into()));
+        // Nobody can join any more. The drop of this tells those who did.
+        if Arc::strong_count(&self.landing) > 1 {
+            let _ = self.landing.results.set(results.into());
         }
     }
 
@@ -251,13 +262,13 @@ impl<V: Clone> Lead<'_, V> {
 
 impl<V> Drop for Lead<'_, V> {
     fn drop(&mut self) {
-        if self.keys.is_empty() {
-            return;
+        if !self.keys.is_empty() {
+            let mut state = self.cache.state.lock();
+            for key in &self.keys {
+                state.land(key, self.id);
+            }
         }
-        let mut state = self.cache.state.lock();
-        for key in &self.keys {
-            state.land(key, self.id);
-        }
+        self.landing.over.close();
     }
 }
 
