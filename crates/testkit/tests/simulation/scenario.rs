@@ -4,7 +4,7 @@
 use crate::books;
 use crate::stores::{POISON_DEVICE, Stores};
 use crate::system::{Config, Process};
-use crate::world::{BEGIN, Fault, Kind, Op, Random, Rates, VirtualClock, World};
+use crate::world::{BEGIN, Event, Fault, Kind, Op, Random, Rates, VirtualClock, World};
 use enrichment_service::UnknownDevicePolicy;
 use messagepipeline::{Clock, ErrorClass, Message, MessageId, Timestamp, names};
 use service_kit::config::{ByteSize, Duration as Setting};
@@ -26,12 +26,15 @@ const LAST_STOP: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Report {
     pub(crate) messages: usize,
-    pub(crate) calls: usize,
-    pub(crate) faults: usize,
     pub(crate) lives: u32,
-    pub(crate) hash: u64,
+    pub(crate) trace: Vec<Event>,
     pub(crate) violations: Vec<String>,
-    pub(crate) trace: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn faults(&self) -> usize {
+        self.trace.iter().filter(|event| event.fault.is_some()).count()
+    }
 }
 
 /// Runs `seed` to its end.
@@ -80,7 +83,7 @@ impl Scenario {
         let world = World::new(Random::new(seed ^ 0x5EED), rates);
         let config = config(&mut random);
         let delays = Delays {
-            lease: Some(Duration::from_secs(random.pick(&[20, 60, 300, 600]))),
+            lease: Some(Duration::from_secs(random.pick(&[120, 300, 600]))),
             nack: Duration::from_millis(random.pick(&[0, 500, 10_000])),
         };
         let bus = MemoryBus::with_delays(delays);
@@ -209,12 +212,9 @@ impl Scenario {
     fn report(&self) -> Report {
         Report {
             messages: self.world.kinds().len(),
-            calls: self.world.calls(),
-            faults: self.world.faults(),
             lives: self.world.life(),
-            hash: self.world.trace_hash(),
+            trace: self.world.take_trace(),
             violations: self.world.violations(),
-            trace: self.world.trace(),
         }
     }
 }

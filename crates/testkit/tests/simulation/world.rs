@@ -114,12 +114,13 @@ pub(crate) enum Fault {
     Start,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Event {
+/// One call with what struck it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
     at: u64,
     op: Op,
     size: usize,
-    fault: Option<Fault>,
+    pub(crate) fault: Option<Fault>,
 }
 
 impl fmt::Display for Event {
@@ -264,26 +265,9 @@ impl World {
         self.inner.lock().trace.push(Event { at, op, size, fault });
     }
 
-    /// Calls and faults in order, the calls that worked left out.
-    pub(crate) fn trace(&self) -> Vec<String> {
-        let inner = self.inner.lock();
-        inner.trace.iter().filter(|event| event.fault.is_some()).map(ToString::to_string).collect()
-    }
-
-    pub(crate) fn calls(&self) -> usize {
-        self.inner.lock().trace.len()
-    }
-
-    pub(crate) fn faults(&self) -> usize {
-        self.inner.lock().trace.iter().filter(|event| event.fault.is_some()).count()
-    }
-
-    /// A fingerprint of all calls, faults and times.
-    pub(crate) fn trace_hash(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        self.inner.lock().trace.hash(&mut hasher);
-        hasher.finish()
+    /// All calls and faults in order.
+    pub(crate) fn take_trace(&self) -> Vec<Event> {
+        std::mem::take(&mut self.inner.lock().trace)
     }
 
     pub(crate) fn error(class: ErrorClass) -> StageError {
