@@ -118,3 +118,37 @@ impl Authenticator {
         hasher.finalize().into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use argon2::password_hash::PasswordHasher;
+    use futures_util::FutureExt;
+
+    /// A wait for a verification is what shows that one is made: with no place free, all who need one wait.
+    #[tokio::test]
+    async fn an_unknown_user_costs_a_verification_as_a_wrong_password_does_and_a_known_password_none() {
+        let cheap = Argon2::from(argon2::Params::new(8, 1, 1, None).unwrap());
+        let password_hash = cheap.hash_password(b"right").unwrap().to_string();
+        let user = User { name: "ann".to_owned(), password_hash, publish: Vec::new() };
+        let authenticator = Authenticator::new(&[user]);
+        let check = |user, password: &'static [u8]| {
+            authenticator.check(Credentials { user: Some(user), password: Some(password) })
+        };
+        assert!(check("ann", b"right").await.is_ok());
+
+        let places = u32::try_from(VERIFICATIONS_AT_ONCE).unwrap();
+        let all = authenticator.verifications.acquire_many(places).await.unwrap();
+        for (name, password) in [("ann", &b"wrong"[..]), ("nobody", b"wrong"), ("nobody", b"right")] {
+            assert!(
+                check(name, password).now_or_never().is_none(),
+                "{name} was judged without a verification"
+            );
+        }
+        assert!(matches!(check("ann", b"right").now_or_never(), Some(Ok(_))));
+        drop(all);
+        for (name, password) in [("ann", &b"wrong"[..]), ("nobody", b"wrong"), ("nobody", b"right")] {
+            assert_eq!(check(name, password).await.err(), Some(Reason::BadCredentials));
+        }
+    }
+}

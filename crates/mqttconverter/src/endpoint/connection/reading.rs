@@ -16,6 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Longest part of a refused topic in the log, in bytes.
+const LONGEST_SHOWN_TOPIC: usize = 200;
+
 impl Connection {
     /// Decodes what is in the input, up to one chunk, and hands it over.
     pub(super) async fn take_in(&mut self) -> Pause {
@@ -159,12 +162,18 @@ impl Connection {
             Err(Rejected::End(reason)) => Err(End::Refused(reason)),
             Err(Rejected::Refuse(reason)) if self.gate.version == Version::V5 && publish.qos > 0 => {
                 if self.shared.telemetry.refused(reason) {
-                    tracing::warn!(client_id = &**client_id, reason = reason.word(), "publish refused");
+                    log_refused_publish(client_id, publish, reason);
                 }
                 intake.refuse(publish.packet_id, publish.qos == 2, reason);
                 Ok(())
             }
-            Err(Rejected::Refuse(reason)) => Err(End::Refused(reason)),
+            Err(Rejected::Refuse(reason)) => {
+                // The refusal is counted where the connection ends, which knows the topic no more.
+                if self.shared.telemetry.may_log() {
+                    log_refused_publish(client_id, publish, reason);
+                }
+                Err(End::Refused(reason))
+            }
         }
     }
 
@@ -237,6 +246,9 @@ impl Connection {
             forwarded.map_err(End::Refused)?;
         }
         for (packet_id, code) in completions {
+            // An identifier that is not known is no error in a session that was resumed (MQTT 5, section 3.7.2.1): its
+            // PUBCOMP was lost. Clients would report a code as the failure of a message that is stored.
+            let code = if self.is_resumed { 0 } else { code };
             reply::pubcomp(&mut self.wire.output, self.gate.version, packet_id, code);
         }
         Ok(())
@@ -341,6 +353,12 @@ async fn forward(
     let is_sent = deliveries.is_empty() || send(shared, sender, deliveries).await;
     kept.map_err(|error| shared.store_failed(&error))?;
     if is_sent { Ok(()) } else { Err(Reason::ShuttingDown) }
+}
+
+/// Whoever sets up rights needs the topic. It is shown escaped and cut; an alias may stand for it.
+fn log_refused_publish(client_id: &str, publish: &Publish<'_>, reason: Reason) {
+    let topic = &publish.topic[..publish.topic.floor_char_boundary(LONGEST_SHOWN_TOPIC)];
+    tracing::warn!(client_id, ?topic, alias = publish.alias, reason = reason.word(), "publish refused");
 }
 
 /// Waits for room and sends; false if nobody receives any more, and then the deliveries are given back.
