@@ -263,6 +263,9 @@ fn advise(error: &io::Error) -> &'static str {
             ": the file system is read-only; the system's log says why. Once it is remounted writable, work goes on by \
              itself"
         }
+        _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+            ": the disk reports an error; the system's log says more"
+        }
         _ => "",
     }
 }
