@@ -1,5 +1,6 @@
 //! The configuration: one YAML file, a section per service and the shared ones.
 
+use crate::check::check;
 use crate::cli::{Common, LogFormat};
 use bigquery_service::WarehouseConfig;
 use connectors::BusConfig;
@@ -8,7 +9,7 @@ use icestore_service::ArchiveConfig;
 use ingestion_service::IngestionConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use service_kit::config::{ConfigErrors, Duration, Loaded, Override, Source, load};
+use service_kit::config::{ConfigErrors, Duration, Loaded, Override, Partial, Source, load_or_partial};
 use service_kit::telemetry::LogSettings;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -148,12 +149,12 @@ fn load_from(
         overrides.push(Override::new("/log/format", word, "--log-format"));
     }
     let environment: HashMap<String, String> = std::env::vars().collect();
-    let loaded: Loaded<Config> = load(source, &environment, &overrides)?;
+    let loaded = load_all(source, &environment, &overrides)?;
     if loaded.value.ingestion.broker.is_none() {
         return Ok(loaded);
     }
     overrides.extend(broker_overrides(&environment));
-    let loaded: Loaded<Config> = load(source, &environment, &overrides)?;
+    let loaded = load_all(source, &environment, &overrides)?;
     if environment.get(SKIP_VERIFY).is_some_and(|value| value == "true") {
         let mut check = loaded.check();
         let message = format!(
@@ -163,6 +164,21 @@ fn load_from(
         check.finish()?;
     }
     Ok(loaded)
+}
+
+/// A section whose values have the wrong types does not keep the others from being checked to the end.
+fn load_all(
+    source: &Source,
+    environment: &HashMap<String, String>,
+    overrides: &[Override],
+) -> Result<Loaded<Config>, ConfigErrors> {
+    load_or_partial(source, environment, overrides).map_err(|partial| {
+        let Partial { errors, rest } = *partial;
+        match rest.map(|rest| check(&rest)) {
+            Some(Err(more)) => errors.and_of_other_sections(more),
+            _ => errors,
+        }
+    })
 }
 
 /// Variables that set-ups around an outside broker know, with the key each of them sets, in seconds.

@@ -99,6 +99,97 @@ icestore:
 }
 
 #[test]
+fn a_type_mistake_in_one_section_does_not_hide_what_is_wrong_in_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "\
+ingestion:
+  routes:
+    - {name: all, filter: 'a/#/b', topic: raw}
+enrichment:
+  keys: [device]
+icestore:
+  batch:
+    bytes: lots
+";
+    std::fs::write(folder.path().join("millstream.yaml"), text).unwrap();
+    let words = ["millstream.yaml:3", "millstream.yaml:5", "attribute:<name>", "millstream.yaml:8", "3 mistakes"];
+    refused(folder.path(), &["check"], 2, &words);
+}
+
+#[test]
+fn a_store_that_has_gone_is_named_and_not_silently_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = small_recording(folder.path(), "small.ndjson", 10, 1);
+    let feed = [&up_with(&["--until-drained", "--feed"])[..], &[file.to_str().unwrap()]].concat();
+    assert_eq!(run(folder.path(), &feed).status.code(), Some(0));
+    for store in ["bus.db", "warehouse.db", "archive.db", "registry.db"] {
+        let (path, aside) = (folder.path().join("data").join(store), folder.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        refused(folder.path(), &up_with(&["--until-drained"]), 1, &[store, "--accept-missing-stores"]);
+        assert!(!path.exists(), "{store} was made anew");
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    assert_eq!(run(folder.path(), &up_with(&["--until-drained"])).status.code(), Some(0));
+    std::fs::remove_file(folder.path().join("data/registry.db")).unwrap();
+    let accepted = up_with(&["--until-drained", "--accept-missing-stores"]);
+    assert_eq!(run(folder.path(), &accepted).status.code(), Some(0));
+    assert_eq!(run(folder.path(), &up_with(&["--until-drained"])).status.code(), Some(0));
+}
+
+#[test]
+fn a_report_that_cannot_be_written_does_not_hide_books_that_do_not_balance() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = small_recording(folder.path(), "small.ndjson", 10, 1);
+    let feed = [&up_with(&["--until-drained", "--feed"])[..], &[file.to_str().unwrap()]].concat();
+    assert_eq!(run(folder.path(), &feed).status.code(), Some(0));
+    let full = up_with(&["--until-drained", "--report", "/dev/full"]);
+    refused(folder.path(), &full, 1, &["/dev/full"]);
+    let warehouse = rusqlite::Connection::open(folder.path().join("data/warehouse.db")).unwrap();
+    warehouse.execute("DELETE FROM messages WHERE rowid IN (SELECT rowid FROM messages LIMIT 1)", []).unwrap();
+    drop(warehouse);
+    refused(folder.path(), &full, 3, &["/dev/full", "unaccounted for"]);
+}
+
+#[test]
+fn a_start_that_cannot_say_where_it_listens_ends_in_good_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = common::millstream(folder.path()).args(up_with(&[])).stdout(full).output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("No space left"), "{stderr}");
+    let bus = rusqlite::Connection::open(folder.path().join("data/bus.db")).unwrap();
+    let running: i64 = bus.query_row("SELECT running FROM starts", [], |row| row.get(0)).unwrap();
+    assert_eq!(running, 0, "the bus was not closed");
+    assert!(!folder.path().join("data/control.json").exists());
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_publish_that_keeps_failing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = small_recording(folder.path(), "small.ndjson", 500, 5);
+    std::fs::write(folder.path().join("millstream.yaml"), "bus: {max_size: 1kB}\nenrichment: {unknown_device: park}\n")
+        .unwrap();
+    let up = Up::start(folder.path(), &[]);
+    let broker = format!("mqtt://127.0.0.1:{}", up.mqtt);
+    let mut feed = common::millstream(folder.path())
+        .args(["feed", "--broker", &broker, file.to_str().unwrap()])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while common::get(up.http, "/readyz").0 == 200 {
+        assert!(begun.elapsed() < common::PATIENCE, "publishing does not fail");
+    }
+    let (status, stderr) = up.stop();
+    feed.kill().unwrap();
+    feed.wait().unwrap();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    assert!(!stderr.contains("did not end within"), "{stderr}");
+}
+
+#[test]
 fn a_configuration_file_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     refused(folder.path(), &["check", "--config", "nowhere.yaml"], 2, &["nowhere.yaml"]);

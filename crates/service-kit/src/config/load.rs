@@ -8,6 +8,7 @@ use super::source::Source;
 use super::{expand, schema, validate, yaml};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_path_to_error::Segment;
 use std::collections::HashMap;
 
@@ -33,6 +34,16 @@ impl<T> Loaded<T> {
     }
 }
 
+/// What there is of a configuration with mistakes.
+#[derive(Clone, Debug)]
+pub struct Partial<T> {
+    /// The mistakes.
+    pub errors: ConfigErrors,
+    /// The sections without mistakes, with defaults in place of the others; for finding what else is wrong. `None`
+    /// where the mistake is in the file as a whole.
+    pub rest: Option<Loaded<T>>,
+}
+
 /// Reads a configuration: YAML, then the environment's values, then `overrides` (the last one for a key counts),
 /// then the check against the type.
 ///
@@ -45,26 +56,51 @@ pub fn load<T: DeserializeOwned + JsonSchema>(
     environment: &HashMap<String, String>,
     overrides: &[Override],
 ) -> Result<Loaded<T>, ConfigErrors> {
+    load_or_partial(source, environment, overrides).map_err(|partial| partial.errors)
+}
+
+/// [`load`] that hands out the sections without mistakes too, so that they can be checked further in the same run.
+///
+/// # Errors
+/// Every mistake with its place, and the rest.
+pub fn load_or_partial<T: DeserializeOwned + JsonSchema>(
+    source: &Source,
+    environment: &HashMap<String, String>,
+    overrides: &[Override],
+) -> Result<Loaded<T>, Box<Partial<T>>> {
     let mut problems = Vec::new();
     let Some(mut root) = yaml::parse(source, &mut problems) else {
-        return Err(ConfigErrors::new(problems, Vec::new()));
+        return Err(Box::new(Partial { errors: ConfigErrors::new(problems, Vec::new()), rest: None }));
     };
     overrides::apply(&mut root, overrides, &mut problems);
     expand::expand(&mut root, &Path::default(), &source.name, environment, &mut problems);
     let places = Places { file: source.name.clone(), root };
     let value = validate::validate(&schema::schema::<T>(), &places, &mut problems);
     if !problems.is_empty() {
-        return Err(ConfigErrors::new(problems, Vec::new()));
+        return Err(Box::new(partial(value, places, ConfigErrors::new(problems, Vec::new()))));
     }
-    match serde_path_to_error::deserialize(value) {
+    match serde_path_to_error::deserialize(value.clone()) {
         Ok(value) => Ok(Loaded { value, places }),
         Err(error) => {
             let path = key_path(error.path());
             let message = places.without_hidden(&path, in_words(error.into_inner().to_string()));
             let problem = Problem::new(places.locate(&path), &path, message);
-            Err(ConfigErrors::new(vec![problem], Vec::new()))
+            Err(Box::new(partial(value, places, ConfigErrors::new(vec![problem], Vec::new()))))
         }
     }
+}
+
+/// The sections of `value` in which there is no mistake.
+fn partial<T: DeserializeOwned>(mut value: Value, places: Places, errors: ConfigErrors) -> Partial<T> {
+    let broken = errors.sections();
+    if let Some(sections) = value.as_object_mut()
+        && !broken.contains("")
+    {
+        sections.retain(|name, _| !broken.contains(name.as_str()));
+        let rest = serde_json::from_value(value).ok().map(|value| Loaded { value, places });
+        return Partial { errors, rest };
+    }
+    Partial { errors, rest: None }
 }
 
 /// The standard library's address types have no format in their schema, and their error says too little.

@@ -2,6 +2,7 @@
 
 use super::path::Path;
 use messagepipeline::{ErrorClass, StageError};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -48,6 +49,11 @@ impl Problem {
     pub(super) fn new(place: Place, path: &Path, message: impl Into<String>) -> Self {
         Self { place, key: path.to_string(), message: message.into() }
     }
+
+    /// The first part of the key.
+    fn section(&self) -> &str {
+        self.key.split(['.', '[']).next().unwrap_or_default()
+    }
 }
 
 impl fmt::Display for Problem {
@@ -74,6 +80,21 @@ impl ConfigErrors {
         sort(&mut errors);
         sort(&mut warnings);
         Self { errors, warnings }
+    }
+
+    /// These mistakes, and those of `others` in sections that have none here.
+    #[must_use]
+    pub fn and_of_other_sections(mut self, others: Self) -> Self {
+        let known: Vec<String> = self.sections().into_iter().map(str::to_owned).collect();
+        let is_new = |problem: &Problem| !known.iter().any(|section| *section == problem.section());
+        self.errors.extend(others.errors.into_iter().filter(is_new));
+        sort(&mut self.errors);
+        self
+    }
+
+    /// The sections with mistakes; the empty one stands for the file as a whole.
+    pub(super) fn sections(&self) -> BTreeSet<&str> {
+        self.errors.iter().map(Problem::section).collect()
     }
 
     /// `configuration`: a person has to change something.

@@ -84,13 +84,7 @@ fn list(bus: &BusReader, filter: &LetterFilter, limit: usize, json: bool) -> Res
     Ok(Exit::Done)
 }
 
-fn show(
-    bus: &BusReader,
-    id: &str,
-    stage: Option<&str>,
-    payload: bool,
-    json: bool,
-) -> Result<Exit, Failure> {
+fn show(bus: &BusReader, id: &str, stage: Option<&str>, payload: bool, json: bool) -> Result<Exit, Failure> {
     let mut letters: Vec<StoredLetter> = bus.dead_letter(message_id(id)?)?;
     letters.retain(|letter| stage.is_none_or(|stage| letter.stage == stage));
     let Some(first) = letters.first() else {
@@ -100,7 +94,10 @@ fn show(
     };
     if payload {
         if first.state != "dead" {
-            return Err(Failure::failed(format!("the letter was {}, and its payload is not kept", first.state)));
+            return Err(Failure::failed(format!(
+                "the letter was {}, and its payload is not kept",
+                first.state
+            )));
         }
         print_bytes(&first.message.payload)?;
         return Ok(Exit::Done);

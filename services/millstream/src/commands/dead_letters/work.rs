@@ -152,9 +152,8 @@ impl Desk {
                     Err(error) => return Err(error.into()),
                 }
             }
-            let found = Client::find(&folder.control()).map_err(|error| {
-                Failure::failed(format!("{}: {error}", folder.control().display()))
-            })?;
+            let found = Client::find(&folder.control())
+                .map_err(|error| Failure::failed(format!("{}: {error}", folder.control().display())))?;
             if let Some(client) = found.filter(Client::answers) {
                 return Ok(Self::Running(client));
             }
