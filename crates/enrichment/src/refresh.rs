@@ -2,7 +2,12 @@
 
 use cache::Fetcher;
 use messagepipeline::{Enrichment, Shutdown};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Longest wait for the layers to forget.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Empties `cache` whenever `changes` moves, until the shutdown begins or the registry is gone.
 ///
@@ -19,8 +24,16 @@ pub async fn invalidate_on_change(
             () = shutdown.begun() => return,
             changed = changes.changed() => if changed.is_err() { return },
         }
-        if let Err(error) = cache.invalidate_all().await {
-            tracing::warn!(%error, "a cache layer could not be emptied after a change of the registry: entries stay until their age");
-        }
+        let emptied = tokio::select! {
+            biased;
+            () = shutdown.begun() => return,
+            emptied = timeout(DEADLINE, cache.invalidate_all()) => emptied,
+        };
+        let error = match emptied {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", DEADLINE.as_secs()),
+        };
+        tracing::warn!(%error, "a cache layer could not be emptied after a change of the registry: entries stay until their age");
     }
 }

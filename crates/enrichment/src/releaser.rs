@@ -15,10 +15,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// The stage in whose name messages go to the dead letters.
 const STAGE: &str = "enrichment";
+/// Longest pass. A call that is never answered must not end the releasing; a pass cut short loses nothing, and the
+/// next one begins with less.
+const LONGEST_PASS: Duration = Duration::from_secs(600);
 /// How long to wait after a pass that failed.
 const RETRY: Duration = Duration::from_secs(5);
 /// When to look again after a change: a message looked up just before it may have been parked just after the pass.
@@ -91,7 +94,7 @@ impl Releaser {
             let result = tokio::select! {
                 biased;
                 () = shutdown.begun() => return,
-                result = self.pass() => result,
+                result = timeout(LONGEST_PASS, self.pass()) => result.unwrap_or_else(|_| Err(unfinished())),
             };
             wait = self.report(result, changed);
         }
@@ -299,6 +302,11 @@ fn dead_letter(parked: &Parked, error: &StageError) -> DeadLetter {
         detail: error.detail().to_owned(),
         attempts: parked.message.attempt,
     }
+}
+
+fn unfinished() -> StageError {
+    let detail = format!("looking through the parked messages took longer than {} s", LONGEST_PASS.as_secs());
+    StageError::transient("release-timeout", detail)
 }
 
 /// Waits until `changes` moves; for ever when nobody can move it any more.
