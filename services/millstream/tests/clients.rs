@@ -46,14 +46,16 @@ fn mosquitto_pub_in_both_versions_is_acknowledged_and_stored() {
     let folder = tempfile::tempdir().unwrap();
     let file = small_recording(folder.path(), "small.ndjson", 300, 1);
     let up = Up::start(folder.path(), &[]);
-    for version in ["mqttv311", "mqttv5"] {
+    let mut sent = Vec::new();
+    for (version, qos) in [("mqttv311", "1"), ("mqttv5", "1"), ("mqttv311", "2"), ("mqttv5", "2")] {
         let mut command = Command::new(&mosquitto_pub);
-        command.args(["-h", "127.0.0.1", "-p", &up.mqtt.to_string(), "-q", "1", "-V", version]);
+        command.args(["-h", "127.0.0.1", "-p", &up.mqtt.to_string(), "-q", qos, "-V", version]);
         command.args(["-t", "devices/dev-000/up", "-l"]);
         pipe(&mut command, &file);
+        sent.push(file.clone());
     }
     assert_eq!(up.stop().0.code(), Some(0));
-    assert_arrived(folder.path(), &[file.clone(), file]);
+    assert_arrived(folder.path(), &sent);
 }
 
 #[test]
@@ -73,13 +75,15 @@ fn paho_in_both_versions_is_acknowledged_and_stored() {
     let folder = tempfile::tempdir().unwrap();
     let file = small_recording(folder.path(), "small.ndjson", 300, 1);
     let up = Up::start(folder.path(), &[]);
-    for version in ["3.1.1", "5"] {
+    let mut sent = Vec::new();
+    for (version, qos) in [("3.1.1", "1"), ("5", "1"), ("3.1.1", "2"), ("5", "2")] {
         let mut command = Command::new(&python);
-        command.args([script, &up.mqtt.to_string(), "devices/dev-000/up", version]);
+        command.args([script, &up.mqtt.to_string(), "devices/dev-000/up", version, qos]);
         assert_eq!(pipe(&mut command, &file).trim(), "300");
+        sent.push(file.clone());
     }
     assert_eq!(up.stop().0.code(), Some(0));
-    assert_arrived(folder.path(), &[file.clone(), file]);
+    assert_arrived(folder.path(), &sent);
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub(super) struct Accepted {
     /// One and a half times the client's keep-alive interval (section 3.1.2.10); none if it is 0.
     pub(super) keep_alive: Option<Duration>,
     pub(super) will: Option<Box<Will>>,
+    /// The session was known (Session Present).
+    pub(super) is_resumed: bool,
     /// How long the session is remembered.
     pub(super) expiry: Duration,
 }
@@ -101,6 +103,7 @@ async fn accept(shared: &Shared, wire: &mut Wire, connect: &Connect<'_>) -> Resu
     write_connack(shared, wire, connect, present, expiry, assigned.as_deref());
     Ok(Accepted {
         attachment,
+        is_resumed: present,
         version: connect.version,
         grant,
         keep_alive: (connect.keep_alive > 0).then(|| Duration::from_secs(connect.keep_alive.into()) * 3 / 2),

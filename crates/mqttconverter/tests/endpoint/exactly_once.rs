@@ -246,6 +246,12 @@ async fn an_unknown_pubrel_is_completed_and_one_before_its_pubrec_ends_the_conne
     let mut client = rig.client(V5).await;
     client.send(&pubrel(9)).await;
     client.expect(&[0x70, 3, 0, 9, 0x92]).await;
+    // In a session that was resumed it repeats one whose PUBCOMP was lost, and nothing is wrong.
+    let kept = Connect { client_id: "kept", ..KEPT_V5 };
+    rig.client(kept).await;
+    let (mut resumed, _) = rig.session(kept).await;
+    resumed.send(&pubrel(9)).await;
+    resumed.expect(&pubcomp(9)).await;
     client.send(&publish_once(5, 1, b"a")).await;
     let _held = rig.take(1).await;
     client.send(&pubrel(1)).await;
