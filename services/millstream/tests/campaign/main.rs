@@ -77,7 +77,8 @@ struct Tally {
 
 impl Campaign {
     fn new(name: &'static str, share: usize, settings: &str) -> Self {
-        let kills = number("MILLSTREAM_CAMPAIGN_KILLS").map_or(KILLS, |kills| usize::try_from(kills).unwrap());
+        let kills =
+            number("MILLSTREAM_CAMPAIGN_KILLS").map_or(KILLS, |kills| usize::try_from(kills).unwrap());
         Self {
             name,
             seed: number("MILLSTREAM_CAMPAIGN_SEED").unwrap_or_else(another_seed),

@@ -132,7 +132,8 @@ pub(crate) fn tear_objects(data: &Path, random: &mut Random) -> usize {
     if !folder.exists() {
         return 0;
     }
-    fs::write(folder.join(format!("left-{}.jsonl.gz", random.below(1 << 30))), [0x1f, 0x8b, 8, 0, 0]).unwrap();
+    fs::write(folder.join(format!("left-{}.jsonl.gz", random.below(1 << 30))), [0x1f, 0x8b, 8, 0, 0])
+        .unwrap();
     let mut torn = 0;
     for path in files(&folder) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -147,7 +148,8 @@ pub(crate) fn tear_objects(data: &Path, random: &mut Random) -> usize {
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
+    let mut files: Vec<_> =
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
     files.sort();
     files
 }
@@ -181,7 +183,9 @@ fn tearing_a_log_leaves_every_commit_and_nothing_else() {
         let mut random = Random::new(seed);
         let count = 1 + random.below(30);
         for _ in 0..count {
-            writer.execute("INSERT INTO t(body) VALUES (zeroblob(?1))", [random.below(9_000) as i64]).unwrap();
+            writer
+                .execute("INSERT INTO t(body) VALUES (zeroblob(?1))", [random.below(9_000) as i64])
+                .unwrap();
         }
         let copy = tempfile::tempdir().unwrap();
         for file in files(folder.path()) {

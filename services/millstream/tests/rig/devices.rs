@@ -152,7 +152,8 @@ impl Devices {
             kill: AtomicUsize::new(0),
             record: Mutex::default(),
         });
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let start = |(index, line): (usize, &Line)| {
             runtime.spawn(publish(Arc::clone(&shared), format!("line-{index}"), *line))
         };
@@ -193,7 +194,10 @@ impl Devices {
         while self.open() > 0 {
             let refused = self.shared.record.lock().refused.first().cloned();
             if start.elapsed() > patience || refused.is_some() {
-                return Err(format!("{} messages have no acknowledgement; refused: {refused:?}", self.open()));
+                return Err(format!(
+                    "{} messages have no acknowledgement; refused: {refused:?}",
+                    self.open()
+                ));
             }
             std::thread::sleep(LOOK);
         }
@@ -253,9 +257,9 @@ async fn publish(shared: Arc<Shared>, client_id: String, line: Line) {
 
 fn take(shared: &Shared) -> Option<usize> {
     let allowed = shared.allowed.load(Ordering::Relaxed);
-    let taken = shared.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-        (next < allowed).then_some(next + 1)
-    });
+    let taken = shared
+        .next
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| (next < allowed).then_some(next + 1));
     let number = taken.ok()?;
     shared.record.lock().sent += 1;
     Some(number)

@@ -5,5 +5,6 @@
 
 pub(crate) mod devices;
 pub(crate) mod installation;
+pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod stored;

@@ -1,7 +1,7 @@
 //! What is stored in the end, read from the files themselves.
 
-use crate::common::lines_of;
 use super::devices::{Payloads, Record, device_id};
+use crate::common::lines_of;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -118,7 +118,11 @@ fn archive(data: &Path, payloads: &Payloads) -> Result<Stored, String> {
                 serde_json::from_slice(&line).map_err(|error| format!("{}: {error}", object.display()))?;
             let number = payloads.number(line.payload.get().as_bytes());
             if stored.insert(line.id.clone(), number).is_some() {
-                return Err(format!("{} is in the archive twice, the second time in {}", line.id, object.display()));
+                return Err(format!(
+                    "{} is in the archive twice, the second time in {}",
+                    line.id,
+                    object.display()
+                ));
             }
         }
     }
