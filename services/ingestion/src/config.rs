@@ -127,6 +127,7 @@ fn everything() -> Vec<String> {
 #[serde(deny_unknown_fields)]
 pub struct BrokerConfig {
     /// `mqtt://HOST:PORT` or `mqtts://HOST:PORT`.
+    #[serde(serialize_with = "without_credentials")]
     pub url: String,
     /// What to subscribe to; `$share/GROUP/FILTER` shares the messages with other replicas.
     #[serde(default = "BrokerConfig::default_topics")]
@@ -170,6 +171,17 @@ pub struct BrokerConfig {
     /// Longest pause before connecting again.
     #[serde(default = "BrokerConfig::default_reconnect_max")]
     pub reconnect_max: Duration,
+}
+
+/// Credentials do not belong in the URL, and the check refuses them; whoever wrote them there all the same does not see
+/// them printed.
+fn without_credentials<S: serde::Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            serializer.serialize_str(&format!("{}***{}", &url[..scheme + 3], &url[at..]))
+        }
+        _ => serializer.serialize_str(url),
+    }
 }
 
 impl BrokerConfig {

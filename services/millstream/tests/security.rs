@@ -69,7 +69,7 @@ fn users_are_let_in_by_password_and_topic_refusals_are_counted_and_no_secret_is_
     let folder = tempfile::tempdir().unwrap();
     let hash = hash(folder.path(), PASSWORD);
     let users = format!(
-        "log: {{level: trace}}\ningestion:\n  mqtt:\n    users:\n      - {{name: ann, password_hash: {hash}, publish: [a/#]}}\n"
+        "log: {{level: trace}}\ningestion:\n  mqtt:\n    users:\n      - {{name: ann, password_hash: \"{hash}\", publish: [a/#]}}\n"
     );
     configure(folder.path(), &users);
     let up = Up::start(folder.path(), &[]);
@@ -193,9 +193,9 @@ fn the_tls_port_speaks_tls_1_2_and_1_3_only_with_a_certificate_that_clients_can_
     assert!(no_connack(plain.packet()), "no CONNACK in the clear");
     let mut old = Client::plain(up.mqtt);
     old.send(&authorities::TLS_1_1_CLIENT_HELLO);
-    // Alert, fatal, protocol_version (RFC 5246, section 7.2).
+    // An alert, fatal (RFC 5246, section 7.2), and nothing else.
     let answer = old.rest();
-    assert_eq!((answer.first(), answer.get(5..7)), (Some(&0x15), Some(&[2, 70][..])), "{answer:02x?}");
+    assert_eq!((answer.len(), answer[0], answer[5]), (7, 0x15, 2), "{answer:02x?}");
     assert_eq!(up.stop().0.code(), Some(0));
 }
 
@@ -230,7 +230,7 @@ fn with_a_client_ca_only_its_certificates_of_today_get_in_and_users_still_need_t
         metric(&up, r#"millstream_mqtt_refused_total{reason="tls-handshake-failed"}"#) > 9.5
     });
     let (_, said) = up.stop();
-    assert!(said.contains("tls-handshake-failed") && said.contains("Expired"), "{said}");
+    assert!(said.contains("tls-handshake-failed") && said.contains("certificate expired"), "{said}");
 
     let hash = hash(folder.path(), PASSWORD);
     let users = format!("users: [{{name: ann, password_hash: \"{hash}\"}}]");
@@ -349,7 +349,7 @@ fn nothing_listens_beyond_loopback_unless_it_is_asked_who_sends_or_that_is_allow
 fn the_admin_port_is_on_loopback_and_shows_health_and_figures_only() {
     let folder = tempfile::tempdir().unwrap();
     let (printed, _) = texts(&run(folder.path(), &["--print-config", "up"]));
-    assert!(printed.contains("listen: 127.0.0.1:8080"), "{printed}");
+    assert!(printed.contains("listen: \"127.0.0.1:8080\""), "{printed}");
     let up = Up::start(folder.path(), &[]);
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(up.http, path).0, 200, "{path}");
@@ -363,9 +363,19 @@ fn the_admin_port_is_on_loopback_and_shows_health_and_figures_only() {
     assert!(said.contains("http.listen") && said.contains("reachable from outside"), "{said}");
 }
 
+fn refused_without_showing(ingestion: &str, secret: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    configure(folder.path(), &format!("ingestion: {{{ingestion}}}\n"));
+    for (arguments, is_refused) in [(&["check"][..], true), (&["--print-config", "check"], false)] {
+        let output = run(folder.path(), arguments);
+        let (out, err) = texts(&output);
+        assert!(!is_refused || !output.status.success(), "{ingestion}");
+        assert!(!out.contains(secret) && !err.contains(secret), "{arguments:?}: {out}{err}");
+    }
+}
+
 #[test]
 fn no_mistake_in_the_configuration_shows_a_secret() {
-    let folder = tempfile::tempdir().unwrap();
     let secret = "s3cret-of-the-broker";
     for broker in [
         format!("url: mqtt://b.example, password: {secret}"),
@@ -373,17 +383,11 @@ fn no_mistake_in_the_configuration_shows_a_secret() {
         format!("url: nonsense, password: {secret}, user: u, topics: []"),
         format!("url: \"mqtt://user:{secret}@b.example\""),
     ] {
-        configure(folder.path(), &format!("ingestion: {{broker: {{{broker}}}}}\n"));
-        for arguments in
-            [&["check"][..], &["--print-config", "check"], &["up", "--http-listen", "127.0.0.1:0"]]
-        {
-            // What would start is not to; only its mistakes are of interest.
-            if arguments[0] == "up" && run(folder.path(), &["check"]).status.success() {
-                continue;
-            }
-            let output = run(folder.path(), arguments);
-            let (out, err) = texts(&output);
-            assert!(!out.contains(secret) && !err.contains(secret), "{arguments:?}: {out}{err}");
-        }
+        refused_without_showing(&format!("broker: {{{broker}}}"), secret);
     }
+    // Without quotes its commas end the value, and its parts become keys.
+    let folder = tempfile::tempdir().unwrap();
+    let hash = hash(folder.path(), PASSWORD);
+    let digest = hash.rsplit('$').next().unwrap();
+    refused_without_showing(&format!("mqtt: {{users: [{{name: a, password_hash: {hash}}}]}}"), digest);
 }

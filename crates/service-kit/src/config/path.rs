@@ -38,7 +38,12 @@ impl Path {
     }
 }
 
-/// `routes[0].filter`; keys that are not plain words are quoted.
+/// Most of a key that is no plain word and is longer than [`LONGEST_ODD_KEY`]: it may be a part of a secret, as when a
+/// password hash, which has commas, stands without quotes in a `{…}`.
+const SHOWN_OF_ODD_KEY: usize = 8;
+const LONGEST_ODD_KEY: usize = 24;
+
+/// `routes[0].filter`; keys that are not plain words are quoted, and cut if they are long.
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, step) in self.0.iter().enumerate() {
@@ -48,7 +53,14 @@ impl fmt::Display for Path {
                     let dot = if position == 0 { "" } else { "." };
                     let plain =
                         !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || "_-/".contains(c));
-                    if plain { write!(f, "{dot}{key}")? } else { write!(f, "{dot}{key:?}")? }
+                    if plain {
+                        write!(f, "{dot}{key}")?;
+                    } else if key.chars().nth(LONGEST_ODD_KEY).is_some() {
+                        let shown: String = key.chars().take(SHOWN_OF_ODD_KEY).chain(['…']).collect();
+                        write!(f, "{dot}{shown:?}")?;
+                    } else {
+                        write!(f, "{dot}{key:?}")?;
+                    }
                 }
             }
         }
