@@ -1,6 +1,6 @@
 //! Reading the stores for the books.
 
-use super::reconcile::{Past, Reconciled, Set, Source, Unaccounted, reconcile};
+use super::reconcile::{Past, Reconciled, Set, Source, reconcile};
 use super::report::{
     ArchiveLine, DeadLetterLine, FoldedLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine,
 };
@@ -275,6 +275,7 @@ fn still_missing(before: &Reconciled, mut now: Reconciled) -> Reconciled {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::books::Unaccounted;
 
     fn missing(named: &[&str], count: u64) -> Reconciled {
         let lost = |id: &&str| Unaccounted {

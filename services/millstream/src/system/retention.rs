@@ -306,3 +306,6 @@ async fn rest(started: Instant, shutdown: &Shutdown) -> Result<(), Cut> {
         () = tokio::time::sleep(started.elapsed()) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
