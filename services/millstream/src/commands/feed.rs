@@ -169,6 +169,9 @@ pub(super) fn summary(report: &FeedReport) -> String {
             text.push_str(&format!(", {count} {what}"));
         }
     }
+    if counts.connections < u64::from(report.connections) {
+        text.push_str(&format!("; {} of {} connections", counts.connections, report.connections));
+    }
     if matches!(report.ended, Ended::Stopped) {
         text.push_str("; stopped before the end");
     }

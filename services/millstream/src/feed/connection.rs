@@ -107,7 +107,9 @@ impl Connection {
         debug!(client_id = self.client_id, session_present = grant.session_present, "connected");
         shared.progress.connected();
         let mut standing = Standing { progress: shared.progress.clone(), ended_well: false };
-        self.ever_connected = true;
+        if !std::mem::replace(&mut self.ever_connected, true) {
+            shared.progress.connected_first();
+        }
         self.window.connected(grant.session_present, grant.receive_maximum.max(1));
         if self.window.is_empty() {
             self.recovered();

@@ -70,22 +70,31 @@ fn read_all(
     result
 }
 
-/// Hands each message to its connection when it is due. Answers whether it came to the end of the source.
+/// Hands each message to its connection when it is due. The time of all but the first counts from the end of
+/// `connected`: what waited for a slow broker is not sent in a burst. Answers whether it came to the end of the source.
 pub(super) async fn dispatch(
     mut chunks: mpsc::Receiver<Vec<Publication>>,
     connections: Vec<mpsc::Sender<Vec<Publication>>>,
+    connected: impl Future<Output = ()>,
     shutdown: Shutdown,
 ) -> bool {
     let playing = async {
-        let start = Instant::now();
+        let mut start = Instant::now();
+        let mut connected = Some(connected);
         while let Some(chunk) = chunks.recv().await {
             let mut waiting = VecDeque::from(chunk);
             while let Some(next) = waiting.front() {
                 if let Some(due) = start.checked_add(next.due) {
                     sleep_until(due).await;
                 }
+                let first_due = next.due;
                 if !hand_over(take_due(&mut waiting, start), &connections).await {
                     return false;
+                }
+                if let Some(connected) = connected.take() {
+                    connected.await;
+                    let now = Instant::now();
+                    start = now.checked_sub(first_due).unwrap_or(now);
                 }
             }
         }
@@ -135,6 +144,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use std::time::Duration;
+    use tokio::time::sleep;
 
     fn publication(number: u64, due: u64, topic: &'static str) -> Publication {
         let due = Duration::from_secs(due);
@@ -142,11 +152,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn messages_are_handed_over_when_they_are_due_and_in_order() {
+    async fn messages_are_handed_over_when_they_are_due_after_the_connection_and_in_order() {
         let (chunks, receiver) = mpsc::channel(4);
         let (connection, mut queue) = mpsc::channel(16);
         let start = Instant::now();
-        let dispatched = tokio::spawn(dispatch(receiver, vec![connection], Shutdown::new()));
+        let dispatched = tokio::spawn(dispatch(
+            receiver,
+            vec![connection],
+            sleep(Duration::from_secs(3)),
+            Shutdown::new(),
+        ));
         chunks
             .send(vec![publication(1, 0, "a"), publication(2, 0, "b"), publication(3, 7, "a")])
             .await
@@ -158,7 +173,7 @@ mod tests {
             let at = start.elapsed().as_secs();
             seen.extend(batch.into_iter().map(|publication| (publication.number, at)));
         }
-        assert_eq!(seen, [(1, 0), (2, 0), (3, 7), (4, 7), (5, 9)]);
+        assert_eq!(seen, [(1, 0), (2, 0), (3, 3 + 7), (4, 3 + 7), (5, 3 + 9)]);
         assert!(dispatched.await.unwrap());
     }
 
@@ -169,7 +184,8 @@ mod tests {
         let shutdown = Shutdown::new();
         let never = Publication { due: Duration::MAX, ..publication(1, 0, "a") };
         chunks.send(vec![publication(0, 1_000_000_000, "a"), never]).await.unwrap();
-        let dispatched = tokio::spawn(dispatch(receiver, vec![connection], shutdown.clone()));
+        let dispatched =
+            tokio::spawn(dispatch(receiver, vec![connection], std::future::ready(()), shutdown.clone()));
         tokio::task::yield_now().await;
         shutdown.begin();
         assert!(!dispatched.await.unwrap());

@@ -70,6 +70,8 @@ pub struct FeedReport {
     pub counts: Counts,
     /// The first lines that were not taken.
     pub problems: Vec<Problem>,
+    /// Connections it was to use; one without messages is not made.
+    pub connections: u16,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -102,13 +104,14 @@ pub async fn run(
     progress: Progress,
     shutdown: &Shutdown,
 ) -> FeedReport {
-    let started = Instant::now();
+    let (started, connections) = (Instant::now(), options.connections);
     let ended = match play(options, source, &progress, shutdown).await {
         Ok(true) => Ended::Complete,
         Ok(false) => Ended::Stopped,
         Err(error) => Ended::Failed(error),
     };
-    FeedReport { ended, counts: progress.counts(), problems: progress.problems(), elapsed: started.elapsed() }
+    let (counts, problems) = (progress.counts(), progress.problems());
+    FeedReport { ended, counts, problems, connections, elapsed: started.elapsed() }
 }
 
 async fn play(
@@ -144,7 +147,7 @@ async fn play(
 }
 
 async fn publish(shared: Shared, source: impl Source, shutdown: &Shutdown) -> Result<bool, FeedError> {
-    let inner = shared.shutdown.clone();
+    let (inner, progress) = (shared.shutdown.clone(), shared.progress.clone());
     let reading = dispatch::read(source, shared.progress.clone()).map_err(|_| FeedError::Source)?;
     let shared = Arc::new(shared);
     let mut tasks = JoinSet::new();
@@ -155,7 +158,7 @@ async fn publish(shared: Shared, source: impl Source, shutdown: &Shutdown) -> Re
         tasks.spawn(Connection::new(Arc::clone(&shared), number, queue).run());
     }
     drop(shared);
-    let dispatched = dispatch::dispatch(reading.chunks, queues, inner.clone());
+    let dispatched = dispatch::dispatch(reading.chunks, queues, progress.any_connected(), inner.clone());
     let all = async { tokio::join!(dispatched, finish(tasks, &inner)) };
     let stop_late = async {
         shutdown.begun().await;

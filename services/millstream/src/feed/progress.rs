@@ -4,6 +4,7 @@ use super::source::Numbering;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Notify;
 
 /// How many problems are kept one by one; the rest is only counted.
 pub const KEPT_PROBLEMS: usize = 20;
@@ -36,6 +37,8 @@ pub struct Counts {
     pub skipped: u64,
     /// Connections that stand.
     pub connected: u64,
+    /// Connections that have stood at least once.
+    pub connections: u64,
     /// Connections that broke.
     pub reconnects: u64,
 }
@@ -49,6 +52,8 @@ struct Shared {
     refused: AtomicU64,
     skipped: AtomicU64,
     connected: AtomicU64,
+    connections: AtomicU64,
+    first: Notify,
     reconnects: AtomicU64,
     problems: Mutex<Vec<Problem>>,
 }
@@ -70,6 +75,7 @@ impl Progress {
             refused: read(&self.0.refused),
             skipped: read(&self.0.skipped),
             connected: read(&self.0.connected),
+            connections: read(&self.0.connections),
             reconnects: read(&self.0.reconnects),
         }
     }
@@ -98,6 +104,18 @@ impl Progress {
     pub(super) fn skipped(&self, numbering: &Numbering, number: u64, reason: String) {
         self.0.skipped.fetch_add(1, Ordering::Relaxed);
         self.note(numbering, number, reason);
+    }
+
+    /// A connection stands that has never stood before.
+    pub(super) fn connected_first(&self) {
+        self.0.connections.fetch_add(1, Ordering::Relaxed);
+        // For the one who waits, also when that comes later.
+        self.0.first.notify_one();
+    }
+
+    /// Waits until a connection has stood; for one caller.
+    pub(super) async fn any_connected(&self) {
+        self.0.first.notified().await;
     }
 
     pub(super) fn connected(&self) {
