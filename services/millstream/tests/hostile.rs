@@ -376,7 +376,7 @@ fn garbage_on_the_admin_port_leaves_it_answering() {
         talk(port, &noise(seed, 500));
     }
     // Half-open requests take places; a probe that waits in the queue is served when they time out.
-    let slow: Vec<_> = (0..40)
+    let slow: Vec<_> = (0..80)
         .map(|_| {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
             stream.write_all(b"GET /healthz HTTP/1.1\r\nHost").unwrap();
@@ -428,16 +428,19 @@ fn connections_beyond_the_maximum_are_refused_with_the_reason_and_the_others_liv
     // The honest device has one.
     let mut crowd: Vec<_> =
         (1..maximum).map(|n| Raw::connect(port, 5, &format!("crowd-{n}")).unwrap()).collect();
+    let mut told = [0, 0];
     for n in maximum..connections {
-        for (version, code) in [(5, 0x97), (4, 3)] {
+        for (told, (version, code)) in told.iter_mut().zip([(5, 0x97), (4, 3)]) {
             let mut raw = Raw::open(port).unwrap();
             // Beyond a few refusals at a time, further ones are just closed.
             let _ = raw.send(&connect(version, format!("beyond-{n}").as_bytes(), 0));
             if let Ok(Some(answer)) = raw.answer() {
                 assert_eq!((answer.first, answer.body[1]), (0x20, code));
+                *told += 1;
             }
         }
     }
+    assert!(told.iter().all(|count| *count > 0), "MQTT 5 and 3.1.1 were told {told:?} times");
     let accepted = crowd[0].publish(5, b"x", b"from the crowd").unwrap();
     assert_eq!(accepted, Some(0));
     println!("{connections} connections: {} MiB resident", siege.peak_mib());
