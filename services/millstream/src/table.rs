@@ -6,6 +6,7 @@
 use embedded::warehouse::Cell;
 use std::borrow::Cow;
 use std::io::{self, Write};
+use unicode_width::UnicodeWidthChar;
 
 /// Rows that decide how wide the columns of a table are.
 const MEASURED_ROWS: usize = 1_000;
@@ -286,17 +287,34 @@ fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Columns that `text` takes on a terminal: two for a Chinese, Japanese or Korean character, none for a mark on top of
+/// another (Unicode Standard Annex 11).
 fn length(text: &str) -> usize {
-    text.chars().count()
+    text.chars().map(columns).sum()
 }
 
-/// At most `width` characters of `text`; the last one is `…` where something is missing.
+fn columns(character: char) -> usize {
+    character.width().unwrap_or(0)
+}
+
+/// At most `width` columns of `text`; the last one is `…` where something is missing.
 fn cut(text: &str, width: usize) -> Cow<'_, str> {
-    if text.len() <= width || text.chars().nth(width).is_none() {
+    // No character takes more columns than bytes.
+    if text.len() <= width {
         return Cow::Borrowed(text);
     }
-    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
-    Cow::Owned(kept + "…")
+    let (mut taken, mut end) = (0, 0);
+    for (start, character) in text.char_indices() {
+        taken += columns(character);
+        if taken > width {
+            return Cow::Owned(format!("{}…", &text[..end]));
+        }
+        // What stands here still leaves a column for the mark.
+        if taken < width {
+            end = start + character.len_utf8();
+        }
+    }
+    Cow::Borrowed(text)
 }
 
 #[cfg(test)]
@@ -331,6 +349,23 @@ a\\u{1b}[2J\\n  9223372036854775807  NULL
 x'00ff'                      -0.5  q\"é,
 ";
         assert_eq!(print(Format::Table { width: None }, &["name", "n", "note"], &rows()), expected);
+    }
+
+    #[test]
+    fn wide_characters_and_marks_take_the_columns_that_they_have_on_a_terminal() {
+        let rows = [
+            vec![Cell::Text("温度計"), Cell::Integer(1)],
+            vec![Cell::Text("gro\u{308}\u{df}e"), Cell::Integer(2)],
+            vec![Cell::Text("東京都千代田区"), Cell::Integer(3)],
+        ];
+        let expected = "\
+name     n
+───────  ─
+温度計   1
+gro\u{308}\u{df}e    2
+東京都…  3
+";
+        assert_eq!(print(Format::Table { width: Some(10) }, &["name", "n"], &rows), expected);
     }
 
     #[test]
@@ -370,7 +405,7 @@ x'00ff'                      -0.5  q\"é,
             let table = print(Format::Table { width: Some(width) }, &["a", "b", "c"], &rows);
             prop_assert_eq!(table.lines().count(), rows.len() + 2);
             for line in table.lines() {
-                prop_assert!(line.chars().count() <= width, "{}", line);
+                prop_assert!(length(line) <= width, "{}", line);
             }
         }
     }
