@@ -157,6 +157,22 @@ fn one_failed_sync_and_a_kill_right_after_it_leave_stores_that_open_and_balance(
 }
 
 #[test]
+fn a_stop_on_a_full_disk_says_what_is_left_and_the_next_start_goes_on_with_it() {
+    let Some(bench) = Bench::start("disk") else { return };
+    bench.faults.set("full data/");
+    bench.wait_for_reason(&["ingestion", "bigquery", "icestore", "free space"]);
+    let Bench { folder, up, device, .. } = bench;
+    let port = up.mqtt;
+    let (status, stderr) = up.stop();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("millstream: ") && stderr.contains("free space"), "{stderr}");
+    let again = Up::launch_at(millstream(folder.path()), port, &[]);
+    let published = device.finish();
+    assert_eq!(again.stop().0.code(), Some(0));
+    arrived_once(folder.path(), &published);
+}
+
+#[test]
 fn with_slow_syncs_publishers_are_slowed_and_not_refused_and_a_stop_loses_nothing() {
     let Some(bench) = Bench::start("disk") else { return };
     bench.faults.set("slow data/ 500");

@@ -257,10 +257,12 @@ fn ever_new_devices_clients_and_locations_leave_caches_sessions_and_metrics_boun
     });
     let metrics = get(siege.up.http, "/metrics").1.lines().count();
     println!("{devices} devices: {} MiB resident, {metrics} lines of metrics", siege.peak_mib());
-    accepted.extend(flood(siege.up.mqtt, "many-locations", devices / 50, |n| {
+    // An object each, with syncs of its own.
+    let locations = (devices / 50).min(2_000);
+    accepted.extend(flood(siege.up.mqtt, "many-locations", locations, |n| {
         (format!("other/{n}"), format!("{{\"location\":\"place-{n}\"}}"))
     }));
-    for n in 0..devices / 20 {
+    for n in 0..(devices / 20).min(20_000) {
         // A session that is to be kept for as long as possible.
         let mut request = string(b"MQTT");
         request.extend([5, 0x00, 0, 0, 5, 0x11, 0xff, 0xff, 0xff, 0xff]);

@@ -11,6 +11,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// Keeps the backlog gauges up to date until the shutdown begins.
 pub(super) async fn keep(bus: Bus, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(INTERVAL);
+    let mut failing = false;
     loop {
         tokio::select! {
             biased;
@@ -19,6 +20,7 @@ pub(super) async fn keep(bus: Bus, shutdown: Shutdown) {
         }
         match bus.backlog().await {
             Ok(backlog) => {
+                failing = false;
                 for subscription in backlog.subscriptions {
                     let age = subscription.oldest.unwrap_or_default().as_secs_f64();
                     #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
@@ -27,7 +29,11 @@ pub(super) async fn keep(bus: Bus, shutdown: Shutdown) {
                     metrics::gauge!(BUS_OLDEST_SECONDS, "subscription" => subscription.name).set(age);
                 }
             }
-            Err(error) => tracing::warn!(%error, "the backlog could not be read"),
+            // An outage may last, and the stages say what it is.
+            Err(error) if !std::mem::replace(&mut failing, true) => {
+                tracing::warn!(%error, "the backlog cannot be read; trying again all the time");
+            }
+            Err(_) => {}
         }
     }
 }

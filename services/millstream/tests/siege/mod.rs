@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 /// flight, open archive groups, page caches); a test build and the allocator have the rest.
 const MOST_MIB: u64 = 400;
 
-/// Small batches; the archive's folders are named by what the payload says, so that an attacker names them.
+/// Small batches, and time to write them on a slow machine; the archive's folders are named by what the payload says, so that an attacker names them.
 const CONFIG: &str = "\
+shutdown: {drain: 100s}
 icestore:
   location: [\"enrichment:location_id\", \"attribute:location_id\", /location]
   batch: {count: 1000, age: 500ms}
