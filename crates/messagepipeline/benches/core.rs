@@ -1,151 +1,22 @@
 //! Messages per CPU-second that the two services move, with nothing around them:
 //! `cargo bench -p messagepipeline [-- MESSAGES] [PART-OF-A-NAME]`.
 //!
-//! The source builds each message (payloads are slices of one buffer), keeps an ordered window of acknowledgements
-//! behind a lock and bounds what is outstanding, as a real consumer does. Every settlement is counted. CPU time is the
-//! process's, so that helper threads count too.
+//! The source builds each message, keeps an ordered window of acknowledgements and bounds what is outstanding, as a
+//! real consumer does; its own cost is measured beside the services'. Every settlement is counted. CPU time is the
+//! process's, so that helper threads count too. The JSON rows play recordings (`MILLSTREAM_RECORDINGS` names a folder
+//! of gzipped ones) or made up messages of their size.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program that prints a table")]
 
+mod source;
+
 use messagepipeline::{
-    Attributes, BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Bytes, Chunk, Consumer, Delivery,
-    IdGenerator, Item, Message, MessageId, Outcome, ServiceOptions, Settle, Settlement, Shutdown, StageError,
-    StreamProcessor, StreamingService, Summary, Timestamp, Token, Verdict, transform_fn,
+    BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Bytes, Item, Message, Outcome,
+    ServiceOptions, Shutdown, StageError, StreamProcessor, StreamingService, Summary, transform_fn,
 };
-use parking_lot::Mutex;
-use std::sync::Arc;
+use serde::Deserialize;
+use source::{Source, drain};
+use std::io::Read;
 use std::time::Duration;
-use tokio::sync::Notify;
-
-const OUTSTANDING: usize = 32_768;
-const PAYLOAD: usize = 1_000;
-const CHUNK: usize = 256;
-
-/// What is outstanding: a ring of flags between the oldest unsettled message and the newest.
-struct Window {
-    first: u64,
-    next: u64,
-    settled: Vec<bool>,
-}
-
-impl Default for Window {
-    fn default() -> Self {
-        Self { first: 0, next: 0, settled: vec![false; OUTSTANDING] }
-    }
-}
-
-impl Window {
-    /// The first of `count` new places, if there is room.
-    fn take(&mut self, count: usize) -> Option<u64> {
-        if !self.has_room(count) {
-            return None;
-        }
-        let first = self.next;
-        self.next += count as u64;
-        Some(first)
-    }
-
-    fn has_room(&self, count: usize) -> bool {
-        (self.next - self.first) as usize + count <= OUTSTANDING
-    }
-
-    fn settle(&mut self, token: Token) {
-        assert!((self.first..self.next).contains(&token.0), "settled twice");
-        let place = token.0 as usize % OUTSTANDING;
-        assert!(!std::mem::replace(&mut self.settled[place], true), "settled twice");
-    }
-
-    /// Lets go of all that is settled at the front, in order.
-    fn advance(&mut self) {
-        while self.first < self.next && std::mem::take(&mut self.settled[self.first as usize % OUTSTANDING]) {
-            self.first += 1;
-        }
-    }
-}
-
-#[derive(Default)]
-struct Shared {
-    window: Mutex<Window>,
-    room: Notify,
-}
-
-impl Settle for Shared {
-    fn settle(&self, settlements: &[Settlement]) {
-        let mut window = self.window.lock();
-        let was_full = !window.has_room(CHUNK);
-        for settlement in settlements {
-            window.settle(settlement.token);
-        }
-        window.advance();
-        let has_room = window.has_room(CHUNK);
-        drop(window);
-        if was_full && has_room {
-            self.room.notify_one();
-        }
-    }
-}
-
-struct Source {
-    left: usize,
-    buffers: Vec<Bytes>,
-    at: usize,
-    id: MessageId,
-    attributes: bool,
-    shared: Arc<Shared>,
-}
-
-impl Source {
-    fn new(count: usize, attributes: bool) -> Self {
-        let id = IdGenerator::default().next_id();
-        // A buffer per 64 messages, as a socket fills them; two threads then rarely count the same references.
-        let buffer = |_| Bytes::from(vec![b'x'; 64 * PAYLOAD]);
-        let buffers = (0..64).map(buffer).collect();
-        Self { left: count, buffers, at: 0, id, attributes, shared: Arc::default() }
-    }
-
-    #[inline(always)]
-    fn message(&mut self) -> Message {
-        self.at = (self.at + 1) % (64 * 64);
-        let start = self.at % 64 * PAYLOAD;
-        let payload = self.buffers[self.at / 64].slice(start..start + PAYLOAD);
-        let mut message = Message::new(self.id, payload, Timestamp::from_millis(1));
-        if self.attributes {
-            message.attributes = five_attributes();
-        }
-        message
-    }
-}
-
-fn five_attributes() -> Attributes {
-    Attributes::from_pairs(&[
-        ("mqtt_topic", "devices/0102030405060708/up"),
-        ("device_id", "0102030405060708"),
-        ("route_name", "default"),
-        ("mqtt_qos", "1"),
-        ("mqtt_client_id", "gateway-7"),
-    ])
-}
-
-impl Consumer for Source {
-    async fn next(&mut self) -> Result<Option<Chunk>, StageError> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        let count = CHUNK.min(self.left);
-        let shared = Arc::clone(&self.shared);
-        let first = loop {
-            let first = shared.window.lock().take(count);
-            if let Some(first) = first {
-                break first;
-            }
-            shared.room.notified().await;
-        };
-        self.left -= count;
-        let deliveries = (0..count as u64)
-            .map(|n| Delivery { message: self.message(), token: Token(first + n) })
-            .collect();
-        Ok(Some(Chunk::new(shared, deliveries)))
-    }
-}
 
 struct PassThrough;
 
@@ -178,6 +49,76 @@ fn length(message: &Message) -> Outcome<usize> {
     Outcome::Emit(message.payload.len())
 }
 
+/// A device message with the fields that a rule would look at; the rest is checked and passed over.
+#[derive(Deserialize)]
+struct Reading<'a> {
+    #[serde(borrow, alias = "devEui", alias = "deviceName")]
+    dev_eui: Option<std::borrow::Cow<'a, str>>,
+    #[serde(alias = "fCnt")]
+    fcnt: Option<u64>,
+    #[serde(alias = "fPort")]
+    port: Option<u64>,
+}
+
+/// Parses the payload and sets two fields: what is malformed fails, all else is copied through.
+fn set_two<'a>(payload: &'a Bytes, parse: impl Fn(&'a [u8]) -> Option<Reading<'a>>) -> Outcome<Bytes> {
+    let Some(reading) = parse(payload) else {
+        return Outcome::Fail(StageError::permanent("invalid-json", "the payload is not a device message"));
+    };
+    std::hint::black_box((&reading.dev_eui, reading.fcnt, reading.port));
+    let end = payload.iter().rposition(|byte| *byte == b'}').unwrap_or(0);
+    let mut text = Vec::with_capacity(payload.len() + 64);
+    text.extend_from_slice(&payload[..end]);
+    text.extend_from_slice(br#","site":"north","checked":true}"#);
+    Outcome::Emit(Bytes::from(text))
+}
+
+fn payloads() -> Vec<Bytes> {
+    let Some(folder) = std::env::var_os("MILLSTREAM_RECORDINGS") else {
+        let hotspot = |n| format!(r#"{{"id":"hotspot-{n}","rssi":-{},"snr":7.25,"channel":{n}}}"#, n * 7);
+        let hotspots = (0..18).map(hotspot).collect::<Vec<_>>().join(",");
+        let line =
+            |n| format!(r#"{{"dev_eui":"0018B2000002{n:04}","fcnt":{n},"port":1,"hotspots":[{hotspots}]}}"#);
+        return (0..4_096).map(|n| Bytes::from(line(n))).collect();
+    };
+    let mut text = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "gz") {
+            let file = std::fs::File::open(path).unwrap();
+            flate2::read::MultiGzDecoder::new(file).read_to_end(&mut text).unwrap();
+        }
+    }
+    let text = Bytes::from(text);
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| text.slice_ref(line))
+        .collect()
+}
+
+fn measure_json(threads: usize) {
+    let payloads = payloads();
+    let count = payloads.len() * 20;
+    for parser in ["serde_json", "sonic-rs"] {
+        measure(&format!("JSON to a typed value, two fields set, {parser}"), threads, count, || {
+            let source = Source::of_payloads(count, payloads.clone());
+            let transform = move |message: &Message| match parser {
+                "serde_json" => set_two(&message.payload, |bytes| serde_json::from_slice(bytes).ok()),
+                _ => set_two(&message.payload, |bytes| sonic_rs::from_slice(bytes).ok()),
+            };
+            let service = StreamingService::new(options(4), source, transform_fn(transform), PassThrough);
+            async move { service.run(Shutdown::new()).await.unwrap() }
+        });
+    }
+}
+
+impl StreamProcessor<Bytes> for PassThrough {
+    async fn process(&self, message: &Message, value: Bytes) -> Result<(), StageError> {
+        std::hint::black_box((message, value));
+        Ok(())
+    }
+}
+
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
@@ -208,18 +149,6 @@ where
     println!("{name:<44} {threads} thread(s)  {:6.1} M messages per CPU-second", rates[1]);
 }
 
-/// What the source costs by itself: everything but the service.
-async fn drain(mut source: Source) -> Summary {
-    let mut done = 0;
-    while let Some(chunk) = source.next().await.unwrap() {
-        let (settle, deliveries) = chunk.into_parts();
-        let acks = deliveries.iter().map(|d| Settlement { token: d.token, verdict: Verdict::Ack });
-        settle.settle(&acks.collect::<Vec<_>>());
-        done += deliveries.len() as u64;
-    }
-    Summary { done, ..Summary::default() }
-}
-
 fn options(workers: usize) -> ServiceOptions {
     ServiceOptions { workers, ..ServiceOptions::new("bench") }
 }
@@ -227,9 +156,10 @@ fn options(workers: usize) -> ServiceOptions {
 fn main() {
     let count = std::env::args().find_map(|text| text.parse().ok()).unwrap_or(20_000_000);
     for threads in [1, 2] {
+        measure_json(threads);
         measure("the source alone", threads, count, || drain(Source::new(count, false)));
         measure("the source alone, 5 attributes", threads, count, || drain(Source::new(count, true)));
-        for (attributes, workers) in [(false, 1), (false, 5), (false, 16), (true, 5)] {
+        for (attributes, workers) in [(false, 1), (false, 4), (false, 16), (true, 4)] {
             let name =
                 format!("streaming, {workers} workers{}", if attributes { ", 5 attributes" } else { "" });
             measure(&name, threads, count, || async move {
@@ -250,7 +180,7 @@ fn main() {
                     BatchLimits { count: size, age: Duration::from_secs(1), ..BatchLimits::default() };
                 let source = Source::new(count, false);
                 let service =
-                    BatchingService::new(options(5), limits, source, transform_fn(length), PassThrough);
+                    BatchingService::new(options(4), limits, source, transform_fn(length), PassThrough);
                 service.run(Shutdown::new()).await.unwrap()
             });
         }

@@ -127,7 +127,8 @@ impl<K: Hash + Eq, T> KeyedBatcher<K, T> {
     }
 
     fn open(&mut self, hash: u64, key: K, now: Instant) -> usize {
-        let node = Node { hash, key, group: Group::open(now), older: self.newest, newer: None };
+        // Where keys are many most groups stay small; the default first capacity would be four items.
+        let node = Node { hash, key, group: Group::open_for(now, 1), older: self.newest, newer: None };
         let place = match self.free.pop() {
             Some(place) => {
                 self.slab[place] = Some(node);

@@ -184,6 +184,7 @@ impl<E: Entry> Owed<E> {
 
 impl Ledger {
     /// Notes the verdict on the entry at `index`, which has the token `token`.
+    #[inline]
     pub(crate) fn note(&mut self, index: usize, token: Token, fate: Fate) {
         if !self.noted_range.contains(&index) {
             self.report();

@@ -25,6 +25,7 @@ impl<F: Future> Slots<F> {
     }
 
     /// Begins `future` under the name `index`; answers with its output if it is ready at once.
+    #[inline]
     pub(crate) fn begin(&mut self, index: usize, future: F, cx: &mut Context<'_>) -> Option<F::Output> {
         self.next.set(Some(future));
         match poll_place(&mut self.next, cx) {
@@ -54,6 +55,7 @@ impl<F: Future> Slots<F> {
     }
 }
 
+#[inline]
 fn poll_place<F: Future>(place: &mut Pin<Box<Option<F>>>, cx: &mut Context<'_>) -> Poll<F::Output> {
     let Some(future) = place.as_mut().as_pin_mut() else { return Poll::Pending };
     let output = future.poll(cx);

@@ -1,0 +1,72 @@
+//! Allocations per message that the services add to the source's: `cargo bench -p messagepipeline --bench allocations`.
+//!
+//! Apart from the speed, because counting them costs more than making them.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "prints a table"
+)]
+
+mod source;
+
+use messagepipeline::{
+    BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Item, Message, Outcome, ServiceOptions,
+    Shutdown, StageError, StreamProcessor, StreamingService, Summary, transform_fn,
+};
+use source::{Source, drain};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use std::alloc::System;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const MESSAGES: usize = 2_000_000;
+
+struct PassThrough;
+
+impl StreamProcessor<usize> for PassThrough {
+    async fn process(&self, message: &Message, value: usize) -> Result<(), StageError> {
+        std::hint::black_box((message, value));
+        Ok(())
+    }
+}
+
+impl BatchProcessor<usize> for PassThrough {
+    async fn process(&self, batch: &[Item<usize>]) -> BatchOutcome {
+        std::hint::black_box(batch);
+        BatchOutcome::Done
+    }
+}
+
+fn count<F>(work: F) -> f64
+where
+    F: Future<Output = Summary> + Send + 'static,
+{
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    let region = Region::new(ALLOCATOR);
+    let summary = runtime.block_on(async { tokio::spawn(work).await.unwrap() });
+    assert_eq!(summary.done, MESSAGES as u64, "{summary}");
+    let change = region.change();
+    (change.allocations + change.reallocations) as f64 / MESSAGES as f64
+}
+
+fn main() {
+    let length = |message: &Message| Outcome::Emit(message.payload.len());
+    let options = || ServiceOptions { workers: 4, ..ServiceOptions::new("bench") };
+    let source = count(drain(Source::new(MESSAGES, false)));
+    let streaming =
+        StreamingService::new(options(), Source::new(MESSAGES, false), transform_fn(length), PassThrough);
+    let streaming = count(async { streaming.run(Shutdown::new()).await.unwrap() });
+    println!("streaming: {:.3} allocations per message of its own", streaming - source);
+    for size in [100, 1_000] {
+        let limits = BatchLimits { count: size, ..BatchLimits::default() };
+        let source_of_batches = Source::new(MESSAGES, false);
+        let batching =
+            BatchingService::new(options(), limits, source_of_batches, transform_fn(length), PassThrough);
+        let batching = count(async { batching.run(Shutdown::new()).await.unwrap() });
+        println!("batching, {size} a batch: {:.3} allocations per message of its own", batching - source);
+    }
+}
