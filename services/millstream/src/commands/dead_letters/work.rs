@@ -125,6 +125,7 @@ fn go_through(desk: &Desk, request: &mut Request, sums: &mut Sums) -> Result<(),
 }
 
 /// Who types.
+#[expect(clippy::disallowed_methods, reason = "the record names the person at the terminal, not a setting")]
 fn operator() -> String {
     let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     user.filter(|name| !name.is_empty())
