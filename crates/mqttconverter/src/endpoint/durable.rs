@@ -65,6 +65,7 @@ impl Shared {
             None => Ok(()),
         };
         let mut state = session.state.lock();
+        let before = state.window.exchanges().len();
         let exchanges = state.window.exchanges();
         if result.is_ok() {
             changes.released.iter().for_each(|packet_id| exchanges.released(*packet_id));
@@ -72,6 +73,7 @@ impl Shared {
             changes.released.iter().for_each(|packet_id| exchanges.keep(*packet_id));
             changes.held.iter().for_each(|held| exchanges.abandon(held));
         }
+        self.sessions.recount(before, &mut state.window);
         result
     }
 

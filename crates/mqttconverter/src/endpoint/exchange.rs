@@ -134,7 +134,9 @@ impl Exchanges {
     /// The PUBREC is to be written; false if there is nothing that it could mean.
     pub(super) fn received(&mut self, packet_id: u16) -> bool {
         let exchange = self.by_packet_id.get_mut(&packet_id);
-        let Some(exchange) = exchange.filter(|exchange| exchange.stage == Stage::Stored) else { return false };
+        let Some(exchange) = exchange.filter(|exchange| exchange.stage == Stage::Stored) else {
+            return false;
+        };
         self.awaiting_release += usize::from(!exchange.received);
         exchange.received = true;
         true

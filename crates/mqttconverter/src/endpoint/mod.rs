@@ -142,8 +142,12 @@ impl Endpoint {
         if !mistakes.is_empty() {
             return Err(EndpointError::Options(mistakes));
         }
-        let certificates =
-            options.tls.as_ref().map(|tls| Certificates::load(tls, Arc::clone(&clock))).transpose()?.map(Arc::new);
+        let certificates = options
+            .tls
+            .as_ref()
+            .map(|tls| Certificates::load(tls, Arc::clone(&clock)))
+            .transpose()?
+            .map(Arc::new);
         let bind_error = |source| EndpointError::Bind { address: options.listen, source };
         let socket = TcpListener::bind(options.listen).await.map_err(bind_error)?;
         let address = socket.local_addr().map_err(bind_error)?;

@@ -21,6 +21,9 @@ const SLOT_BITS: u32 = 20;
 const GENERATION_BITS: u32 = 12;
 const SEQUENCE_BITS: u32 = 32;
 
+/// Packet identifiers of QoS 2 that all sessions together may hold unreleased. Each costs some 50 bytes, also on disk.
+const MAX_HELD: usize = 1 << 20;
+
 /// Where a session stands in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
@@ -153,6 +156,8 @@ pub(super) struct Sessions {
     receive_maximum: u16,
     /// Sessions without a connection beyond this number are forgotten at once.
     max_detached: usize,
+    /// Packet identifiers held at QoS 2.
+    held: AtomicUsize,
     /// Forgotten sessions that the session store still has.
     ended: Mutex<Vec<SessionKey>>,
     /// How many those are, with those that are being removed just now.
@@ -193,6 +198,7 @@ impl Sessions {
             telemetry,
             receive_maximum,
             max_detached,
+            held: AtomicUsize::new(0),
             ended: Mutex::default(),
             ended_count: AtomicUsize::new(0),
         }
@@ -212,10 +218,26 @@ impl Sessions {
             by_client.detached += 1;
             let mut state = session.state.lock();
             state.window.restore(&held);
+            self.recount(0, &mut state.window);
             state.expires = Some(now + expiry);
             state.kept = Some(Kept { key, expiry, is_stale: false });
         }
         Ok(())
+    }
+
+    /// Notes that a window held `before` packet identifiers at QoS 2 when it was last counted.
+    pub(super) fn recount(&self, before: usize, window: &mut Window) {
+        let now = window.exchanges().len();
+        if now > before {
+            self.held.fetch_add(now - before, Ordering::Relaxed);
+        } else if now < before {
+            self.held.fetch_sub(before - now, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether no further packet identifier may be held.
+    pub(super) fn holds_all_it_may(&self) -> bool {
+        self.held.load(Ordering::Relaxed) >= MAX_HELD
     }
 
     /// Notes that the store is to forget a session.
@@ -267,7 +289,9 @@ impl Sessions {
         {
             kept.is_stale = true;
         }
+        let held = state.window.exchanges().len();
         state.window.attach(!present);
+        self.recount(held, &mut state.window);
         if let Some(former) = state.waker.replace(Arc::clone(&woken)) {
             former.notify_one();
         }
@@ -347,6 +371,9 @@ impl Sessions {
         if let Some(kept) = state.kept.take() {
             self.end(kept.key);
         }
+        let held = state.window.exchanges().len();
+        state.window.exchanges().clear();
+        self.recount(held, &mut state.window);
         if state.window.in_pipeline() == 0 {
             self.free(session.place);
         }

@@ -96,6 +96,9 @@ impl Connection {
         }
         let is_publish = header.first >> 4 == 3;
         let wants_reply = is_publish && header.first & 0b0110 != 0;
+        if is_publish && header.first & 0b0110 == 0b0100 && self.shared.sessions.holds_all_it_may() {
+            return Some(Pause::End(End::Refused(Reason::QuotaExceeded)));
+        }
         if wants_reply && intake.replies >= replies {
             // MQTT 5, section 3.3.4: the client was told how many it may send. 3.1.1 has no such limit.
             return Some(match self.gate.version {
@@ -192,8 +195,12 @@ impl Connection {
     /// Enters what was decoded into the session's window; `None` if another connection has the session.
     fn enter(&mut self, intake: &mut Intake) -> Option<Registered> {
         let attachment = &self.attachment;
-        let registered = attachment
-            .with_window(|window| intake.register(window, |sequence| attachment.token(sequence)))?;
+        let registered = attachment.with_window(|window| {
+            let held = window.exchanges().len();
+            let registered = intake.register(window, |sequence| attachment.token(sequence));
+            self.shared.sessions.recount(held, window);
+            registered
+        })?;
         let telemetry = &self.shared.telemetry;
         for (counter, count) in telemetry.publishes.iter().zip(intake.taken) {
             if count > 0 {

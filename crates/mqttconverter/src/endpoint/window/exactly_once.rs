@@ -143,7 +143,10 @@ impl World {
         for (kind, packet_id) in std::mem::take(&mut self.wire) {
             match (kind, self.sent.get(&packet_id)) {
                 (0x50, Some(Sent::Publish(number))) => {
-                    assert!(self.bus.values().any(|stored| stored == number), "a PUBREC before the bus had it");
+                    assert!(
+                        self.bus.values().any(|stored| stored == number),
+                        "a PUBREC before the bus had it"
+                    );
                     self.sent.insert(packet_id, Sent::Release);
                     self.send(packet_id);
                 }
