@@ -55,7 +55,11 @@ impl Client {
         let mut line = String::new();
         while line.trim().parse::<usize>().unwrap_or(0) < count {
             line.clear();
-            assert_ne!(self.progress.read_line(&mut line).unwrap(), 0, "the client ended before {count} messages");
+            assert_ne!(
+                self.progress.read_line(&mut line).unwrap(),
+                0,
+                "the client ended before {count} messages"
+            );
         }
     }
 }
