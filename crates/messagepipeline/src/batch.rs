@@ -134,6 +134,11 @@ async fn judge_failed<T>(stage: &Stage, mut part: Part<T>, errors: Vec<StageErro
     match judge(stage.retry(), history.backoff.tries(), others_succeeded) {
         Judgement::TryAgain => {}
         Judgement::Outage => errors.first().into_iter().for_each(|error| stage.outage(error)),
+        Judgement::GiveBack => {
+            errors.first().into_iter().for_each(|error| stage.outage(error));
+            part.owed.settle_all(Fate::Returned);
+            return None;
+        }
         Judgement::Blame => {
             give_up(part.owed, errors).await;
             return None;

@@ -74,6 +74,9 @@ pub(crate) enum Judgement {
     TryAgain,
     /// Nothing has succeeded since it first failed, so the sink is at fault: try again, and say so.
     Outage,
+    /// The same for many tries: a batch is given back, so that others get its place. Else a few messages at fault,
+    /// each alone with a worker, would look like an outage for ever, since nothing else could succeed.
+    GiveBack,
     /// Others succeeded meanwhile, so the message is at fault.
     Blame,
 }
@@ -81,10 +84,12 @@ pub(crate) enum Judgement {
 /// Judges a message that failed again after `tries` repeated tries. `others_succeeded`: the service had a success
 /// since this message first failed.
 pub(crate) fn judge(policy: &RetryPolicy, tries: u32, others_succeeded: bool) -> Judgement {
+    let many = policy.tries.saturating_mul(2).max(1);
     match (tries >= policy.tries, others_succeeded) {
         (false, _) => Judgement::TryAgain,
-        (true, false) => Judgement::Outage,
         (true, true) => Judgement::Blame,
+        (true, false) if tries < many => Judgement::Outage,
+        (true, false) => Judgement::GiveBack,
     }
 }
 
@@ -123,7 +128,8 @@ mod tests {
         let policy = RetryPolicy { tries: 2, ..RetryPolicy::default() };
         assert_eq!(judge(&policy, 1, true), Judgement::TryAgain);
         assert_eq!(judge(&policy, 2, false), Judgement::Outage);
-        assert_eq!(judge(&policy, 99, false), Judgement::Outage);
+        assert_eq!(judge(&policy, 3, false), Judgement::Outage);
+        assert_eq!(judge(&policy, 4, false), Judgement::GiveBack);
         assert_eq!(judge(&policy, 2, true), Judgement::Blame);
     }
 

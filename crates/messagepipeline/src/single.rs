@@ -75,7 +75,9 @@ where
             let judgement = judge(stage.retry(), backoff.tries(), stage.successes() != successes);
             match (error.class(), judgement) {
                 (ErrorClass::Permanent, _) => return self.give_up(delivery, error).await,
-                (ErrorClass::Configuration, _) | (_, Judgement::Outage) => stage.outage(&error),
+                (ErrorClass::Configuration, _) | (_, Judgement::Outage | Judgement::GiveBack) => {
+                    stage.outage(&error);
+                }
                 (ErrorClass::Transient, Judgement::Blame) => return self.give_up(delivery, error).await,
                 (ErrorClass::Transient, Judgement::TryAgain) => {}
             }

@@ -132,8 +132,7 @@ pub(crate) async fn follow_up<X: Transformer>(transformer: &X, rest: Rest) -> Op
     }
     let stage = std::sync::Arc::clone(owed.stage());
     let (failed, error) = settle_ended(&stage, owed, endings).await?;
-    let mut history =
-        history.unwrap_or_else(|| History::begin(&stage));
+    let mut history = history.unwrap_or_else(|| History::begin(&stage));
     if error.class() == ErrorClass::Configuration {
         stage.outage(&error);
     } else {
@@ -141,7 +140,7 @@ pub(crate) async fn follow_up<X: Transformer>(transformer: &X, rest: Rest) -> Op
         // When others get through, it goes back to the source, so that it does not hold up what comes after it.
         match judge(stage.retry(), history.backoff.tries(), stage.successes() != history.successes) {
             Judgement::TryAgain => {}
-            Judgement::Outage => stage.outage(&error),
+            Judgement::Outage | Judgement::GiveBack => stage.outage(&error),
             Judgement::Blame => {
                 tracing::warn!(stage = stage.name(), count = failed.len(), %error, "given back");
                 failed.settle_all(Fate::Returned);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use testkit::faults::{Fault, Faults, Faulty};
-use testkit::memory::{ConsumerLimits, MemoryBus};
+use testkit::memory::{ConsumerLimits, MemoryBus, MemoryDeadLetters};
 use testkit::processors::{Act, ScriptedProcessor};
 use testkit::scripted_consumer::{ScriptedConsumer, Step};
 
@@ -314,6 +314,49 @@ async fn an_outage_drains_nothing_into_the_dead_letters_and_ends_with_the_first_
         assert_eq!((verdicts.count(Verdict::Ack), trouble(&health)), (30, None));
         running.stop(DEADLINE).await.unwrap();
     }
+}
+
+/// As many messages at fault as there are workers, each alone in its batch: nothing else could ever succeed.
+#[tokio::test(start_paused = true)]
+async fn messages_that_fail_alone_do_not_hold_all_workers_for_good() {
+    let (bus, letters) = (MemoryBus::new(), MemoryDeadLetters::new());
+    bus.subscribe("in", "reader");
+    let at_fault = messages("transient", ServiceOptions::new("test").workers);
+    bus.publisher("in").publish([at_fault.clone(), messages("good", 50)].concat()).await;
+    let options =
+        ServiceOptions { dead_letters: Some(Arc::new(letters.clone())), ..ServiceOptions::new("test") };
+    let consumer = bus.consumer("reader", ConsumerLimits::default());
+    let limits = limits(1, Duration::ZERO);
+    let service =
+        BatchingService::new(options, limits, consumer, as_it_is(), by_word()).start().await.unwrap();
+    let traffic = async {
+        while bus.acked("reader").len() < bus.messages("in").len() {
+            bus.publisher("in").publish(messages("good", 1)).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, traffic).await.expect("everything ends");
+    assert_eq!(letters.letters().len(), at_fault.len());
+    service.stop(MINUTE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_never_answered_is_repeated_and_costs_no_attempt() {
+    let bus = MemoryBus::new();
+    bus.subscribe("in", "reader");
+    bus.publisher("in").publish(messages("good", 3)).await;
+    let faults = Faults::script([Some(Fault::Never), Some(Fault::Never)]);
+    let processor = by_word();
+    let consumer = bus.consumer("reader", ConsumerLimits::default());
+    let service = start(limits(3, MINUTE), consumer, Faulty::new(processor.clone(), faults)).await;
+    let ended = async {
+        while bus.acked("reader").len() < 3 {
+            tokio::time::sleep(MINUTE).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, ended).await.expect("the third call works");
+    assert!(processor.done().iter().all(|message| message.attempt == 1));
+    assert_eq!(service.stop(MINUTE).await.unwrap().done, 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+/// Returns of one message to the front of the queue; a further one goes to its end, so that others get a turn.
+const RETURNS_TO_FRONT: u32 = 3;
+
 /// How much a [`MemoryConsumer`] hands out.
 #[derive(Clone, Copy, Debug)]
 pub struct ConsumerLimits {
@@ -61,11 +64,22 @@ struct Subscription {
     ready: VecDeque<Message>,
     /// Nacked messages and when they come again, in that order.
     delayed: VecDeque<(Instant, Message)>,
+    returns: HashMap<MessageId, u32>,
     acked: Vec<MessageId>,
     changed: Arc<Notify>,
 }
 
 impl Subscription {
+    fn give_back(&mut self, message: Message) {
+        let returns = self.returns.entry(message.id).or_default();
+        *returns += 1;
+        if *returns > RETURNS_TO_FRONT {
+            self.ready.push_back(message)
+        } else {
+            self.ready.push_front(message)
+        }
+    }
+
     fn nack(&mut self, mut message: Message, delay: Duration) {
         message.attempt += 1;
         if delay.is_zero() {
@@ -108,6 +122,7 @@ impl MemoryBus {
             topic: topic.to_owned(),
             ready,
             delayed: VecDeque::new(),
+            returns: HashMap::new(),
             acked: Vec::new(),
             changed: Arc::new(Notify::new()),
         });
@@ -231,7 +246,8 @@ impl Publisher for MemoryPublisher {
 
 /// Consumes one subscription of a [`MemoryBus`].
 ///
-/// A nacked message goes to the end of the queue, after the bus's delay, a returned one to its front.
+/// A nacked message goes to the end of the queue, after the bus's delay, a returned one to its front, at
+/// its fourth return to the end.
 pub struct MemoryConsumer {
     session: Arc<Session>,
     limits: ConsumerLimits,
@@ -351,7 +367,7 @@ impl Settle for Session {
             let Some(message) = window.take(settlement.token) else { continue };
             match settlement.verdict {
                 Verdict::Ack => subscription.acked.push(message.id),
-                Verdict::Return => subscription.ready.push_front(message),
+                Verdict::Return => subscription.give_back(message),
                 Verdict::Nack => subscription.nack(message, nack_delay),
             }
         }

@@ -31,7 +31,8 @@ pub(crate) fn read(world: &World, stores: &Stores, policy: UnknownDevicePolicy) 
         if !endings(kind, &message, policy).contains(&actual) {
             world.violation(format!("{id} ({kind:?}) ended as {actual:?}"));
         }
-        let differs = |stored: Option<&Vec<u8>>| stored.is_some_and(|stored| stored[..] != message.payload[..]);
+        let differs =
+            |stored: Option<&Vec<u8>>| stored.is_some_and(|stored| stored[..] != message.payload[..]);
         if differs(rows.get(&id)) || differs(lines.get(&id)) {
             world.violation(format!("{id} was stored with other bytes"));
         }
@@ -54,7 +55,8 @@ struct Ending {
 
 fn endings(kind: Kind, message: &Message, policy: UnknownDevicePolicy) -> Vec<Ending> {
     let letter = |stage: &str| vec![stage.to_owned()];
-    let done = Ending { raw: true, enriched: true, row: true, line: true, letters: Vec::new(), skipped: false };
+    let done =
+        Ending { raw: true, enriched: true, row: true, line: true, letters: Vec::new(), skipped: false };
     let lost_at_enrichment =
         Ending { enriched: false, row: false, line: false, letters: letter("enrichment"), ..done.clone() };
     let lost_at_ingestion = Ending { raw: false, letters: letter("ingestion"), ..lost_at_enrichment.clone() };
@@ -96,7 +98,10 @@ fn judge_enrichment(world: &World, message: &Message) {
         _ => false,
     };
     if !right {
-        world.violation(format!("{} went on with the status {status:?}, its device known: {known}", message.id));
+        world.violation(format!(
+            "{} went on with the status {status:?}, its device known: {known}",
+            message.id
+        ));
     }
 }
 

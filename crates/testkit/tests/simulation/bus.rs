@@ -4,8 +4,8 @@ use crate::stores::Stores;
 use crate::world::{Fault, Kind, Op, World, simulated_panic};
 use futures_util::future::BoxFuture;
 use messagepipeline::{
-    BatchOutcome, Chunk, Consumer, DeadLetter, DeadLetters, Message, MessageId, Publisher, Settle, Settlement,
-    Skipped, StageError, Verdict,
+    BatchOutcome, Chunk, Consumer, DeadLetter, DeadLetters, Message, MessageId, Publisher, Settle,
+    Settlement, Skipped, StageError, Verdict,
 };
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -58,7 +58,14 @@ impl WatchedConsumer {
         inner: MemoryConsumer,
     ) -> Self {
         let (world, life) = (world.clone(), world.life());
-        let judge = Judge { world: world.clone(), life, stores: stores.clone(), stage, budget, held: Mutex::default() };
+        let judge = Judge {
+            world: world.clone(),
+            life,
+            stores: stores.clone(),
+            stage,
+            budget,
+            held: Mutex::default(),
+        };
         Self { world, life, inner, judge: Arc::new(judge) }
     }
 }

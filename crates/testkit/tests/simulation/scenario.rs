@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3_600);
 const LOOK: Duration = Duration::from_secs(15);
 /// A second start within the same moment would spin when the service ends at once.
 const RESTART: Duration = Duration::from_secs(1);
+/// Longer than any call is waited for.
+const LAST_CALLS: Duration = Duration::from_secs(700);
 /// Time for a stop when nothing fails.
 const LAST_STOP: Duration = Duration::from_secs(120);
 
@@ -79,7 +81,8 @@ impl Scenario {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let fault = random.pick(&[6, 12, 25, 60, 200]);
-        let rates = Rates { fault, receive: random.pick(&[15, 60, 300]), settle: random.pick(&[10, 60, 300]) };
+        let rates =
+            Rates { fault, receive: random.pick(&[15, 60, 300]), settle: random.pick(&[10, 60, 300]) };
         let world = World::new(Random::new(seed ^ 0x5EED), rates);
         let config = config(&mut random);
         let delays = Delays {
@@ -118,6 +121,8 @@ impl Scenario {
         }
         self.world.heal();
         self.settle_down(process).await;
+        // What a start does: an object whose rename failed gets its name.
+        self.stores.archive.lock().open();
         books::read(&self.world, &self.stores, self.config.enrichment.unknown_device);
     }
 
@@ -163,6 +168,8 @@ impl Scenario {
                 self.start_again(&mut process).await;
             }
         }
+        // Calls that were never answered before the faults ended are given up on by then.
+        sleep(LAST_CALLS).await;
         process.shutdown.begin();
         match timeout(LAST_STOP, &mut process.ended).await {
             Ok(Ok(outcome)) if outcome.failures.is_empty() && outcome.cut_short.is_none() => {}
@@ -255,14 +262,12 @@ fn message(number: u64, kind: Kind, device: &str, padding: usize) -> Message {
 }
 
 fn config(random: &mut Random) -> Config {
-    let mut config = Config {
-        window: random.pick(&[5, 20, 300]),
-        chunk: random.pick(&[1, 8, 64]),
-        ..Config::default()
-    };
+    let mut config =
+        Config { window: random.pick(&[20, 60, 300]), chunk: random.pick(&[1, 8, 64]), ..Config::default() };
     let mut budget = || ByteSize::from_bytes(random.pick(&[1_000, 6_000, 1_000_000]));
     config.enrichment.max_in_flight_bytes = budget();
-    config.warehouse.max_in_flight_bytes = budget();
+    // With room for only a few rows, those at fault leave none for others that would show it.
+    config.warehouse.max_in_flight_bytes = ByteSize::from_bytes(8_000).max(budget());
     config.archive.memory = budget();
     config.ingestion.min_payload = ByteSize::from_bytes(8);
     config.ingestion.routes[0].filter = "devices/#".to_owned();

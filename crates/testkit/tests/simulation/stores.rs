@@ -113,7 +113,9 @@ impl FaultyTable {
     fn store(&self, row: Row) -> Result<(), StageError> {
         match self.world.kind(row.id) {
             Kind::BadRow => return Err(StageError::permanent("bad-row", "the table does not take it")),
-            Kind::FlakyRow => return Err(StageError::transient("flaky-row", "the table does not take it now")),
+            Kind::FlakyRow => {
+                return Err(StageError::transient("flaky-row", "the table does not take it now"));
+            }
             Kind::PoisonRow => simulated_panic(),
             _ => {}
         }
@@ -379,7 +381,8 @@ impl FaultyLot {
         limit: usize,
         wanted: impl Fn(&Parked) -> bool + Send + 'static,
     ) -> BoxFuture<'_, Result<Vec<Parked>, StageError>> {
-        let select = move || Ok(self.lot.lock().iter().filter(|parked| wanted(parked)).take(limit).cloned().collect());
+        let select =
+            move || Ok(self.lot.lock().iter().filter(|parked| wanted(parked)).take(limit).cloned().collect());
         self.world.call(self.life, Op::LotRead, limit, select).boxed()
     }
 }

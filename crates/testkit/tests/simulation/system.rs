@@ -8,7 +8,10 @@ use cache::{Fetcher, Layered};
 use enrichment_service::EnrichmentConfig;
 use icestore_service::ArchiveConfig;
 use ingestion_service::IngestionConfig;
-use messagepipeline::{BoxConsumer, Clock, DeadLetters, Enrichment, FlushRequest, Health, Publisher, ServiceError, Shutdown, Summary};
+use messagepipeline::{
+    BoxConsumer, Clock, DeadLetters, Enrichment, FlushRequest, Health, Publisher, ServiceError, Shutdown,
+    Summary,
+};
 use service_kit::{Outcome, Signals, Tasks};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +38,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(world: &World, stores: &Stores, config: &Config, clock: &Arc<dyn Clock>, drain: Duration) -> Self {
+    pub(crate) fn start(
+        world: &World,
+        stores: &Stores,
+        config: &Config,
+        clock: &Arc<dyn Clock>,
+        drain: Duration,
+    ) -> Self {
         world.next_life();
         world.note(Op::Process, 0, Some(Fault::Start));
         stores.archive.lock().open();
@@ -98,7 +107,11 @@ impl Parts<'_> {
     }
 
     fn dead_letters(&self) -> Arc<dyn DeadLetters> {
-        Arc::new(FaultyDeadLetters { world: self.world.clone(), life: self.life, stores: self.stores.clone() })
+        Arc::new(FaultyDeadLetters {
+            world: self.world.clone(),
+            life: self.life,
+            stores: self.stores.clone(),
+        })
     }
 
     fn ingestion(&self) -> ingestion_service::Ingestion {

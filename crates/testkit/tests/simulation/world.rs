@@ -307,7 +307,8 @@ impl World {
 
     fn draw(&self, op: Op, size: usize) -> (Option<Fault>, Duration) {
         let mut inner = self.inner.lock();
-        let latency = Duration::from_millis(if inner.random.one_in(2) { 0 } else { inner.random.within(1, 40) });
+        let latency =
+            Duration::from_millis(if inner.random.one_in(2) { 0 } else { inner.random.within(1, 40) });
         let now = Instant::now();
         let one_in = inner.rates.fault;
         let outage = inner.outages.get(&op).filter(|(until, _)| now < *until).map(|(_, class)| *class);
