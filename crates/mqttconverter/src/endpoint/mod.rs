@@ -3,11 +3,11 @@
 //! ```text
 //!  socket ─► Wire ─► Packet ─► Gate (topic, rights) ─► Window ─► Budget ─► channel ─► EndpointConsumer::next
 //!    ▲                                                    │                                     │
-//!    └── PUBACK, in order of receipt ◄── Connection ◄── Window ◄───────── Settle (by token) ◄── verdict
+//!    └── replies, in order of receipt ◄── Connection ◄── Window ◄───────── Settle (by token) ◄── verdict
 //! ```
 //!
-//! It is an ingress and no broker: it takes publishes at QoS 0 and 1, wills included, and answers everything else
-//! with the code the specification has for it. A PUBACK is written only after the pipeline has acknowledged.
+//! It is an ingress and no broker: it takes publishes at every QoS, wills included, and answers everything else
+//! with the code the specification has for it. PUBACK and PUBREC are written only after the pipeline has acknowledged.
 //!
 //! **Bounds.** Per client the receive maximum (announced in MQTT 5; a 3.1.1 client is not read from while its window
 //! is full), which also bounds the distance between its newest and oldest message; over all clients a budget of
@@ -20,6 +20,12 @@
 //! the client asked, within [`EndpointOptions::max_session_expiry`]; 3.1.1 without Clean Session: that maximum), when
 //! the process ends, or when more sessions are without a connection than there may be connections. Everything sent
 //! again outside of it is a new message with the attribute `mqtt_dup`.
+//!
+//! **QoS 2.** A packet identifier stands for one message until its PUBREL (`exchange.rs`), and with a [`SessionStore`]
+//! over restarts too: the identifier is bound durably to the message's id before the message is handed out, and
+//! forgotten durably before PUBCOMP (`durable.rs`). A PUBLISH that comes again after a crash is handed out under the
+//! same id, so that a bus that knows its ids stores it once. Without a store, and for sessions that end with their
+//! connection, that state lives in memory. All sessions together hold at most 1,048,576 identifiers.
 //!
 //! **Failures downstream.** There is no error code for a passing fault that clients would not take as final, so the
 //! connection ends without the PUBACK (MQTT 5: DISCONNECT 0x89) and the client sends again. A message at QoS 0 or a

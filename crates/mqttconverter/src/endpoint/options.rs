@@ -22,7 +22,8 @@ pub struct EndpointOptions {
     pub max_connections: usize,
     /// Longest packet in bytes, fixed header included.
     pub max_packet_bytes: u32,
-    /// Most publishes at QoS 1 of one client without their PUBACK.
+    /// Most publishes at QoS 1 and 2 of one client that are not answered. An MQTT 5 client must count those at QoS 2
+    /// until their PUBCOMP.
     pub receive_maximum: u16,
     /// Most messages of all clients together that the pipeline holds.
     pub max_in_flight_messages: usize,
