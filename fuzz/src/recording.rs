@@ -13,14 +13,25 @@ pub(crate) fn holds(data: &[u8]) {
     let Some((&step, file)) = data.split_first() else { return };
     let at_once = read(file, usize::MAX);
     let dripping = read(file, usize::from(step).max(1));
-    assert_eq!(at_once, dripping, "lines depend on how the file arrives");
+    assert_same(&at_once, &dripping);
     if !file.starts_with(&[0x1f, 0x8b]) {
         assert_eq!(at_once, expected(file));
     }
 }
 
+const UNREADABLE: &str = "unreadable";
+
 /// Lines until the end, or the message of the error that ended it.
 type Outcome = (Vec<(u64, Vec<u8>)>, Option<String>);
+
+/// How much of a damaged gzip file can be read before the damage depends on how it arrives; nothing else does.
+fn assert_same(one: &Outcome, other: &Outcome) {
+    assert_eq!(one.1, other.1, "the end depends on how the file arrives");
+    let damaged = one.1.as_deref() == Some(UNREADABLE);
+    let common = if damaged { one.0.len().min(other.0.len()) } else { usize::MAX };
+    let start = |lines: &Outcome| lines.0.iter().take(common).cloned().collect::<Vec<_>>();
+    assert_eq!(start(one), start(other), "lines depend on how the file arrives");
+}
 
 fn read(file: &[u8], step: usize) -> Outcome {
     let reader = Dripping { file: Cursor::new(file.to_vec()), step };
@@ -52,7 +63,7 @@ fn described(error: &RecordingError) -> String {
     let text = error.to_string();
     assert!(text.starts_with("r:"), "no place in {text:?}");
     match error {
-        RecordingError::Read { .. } | RecordingError::CutShort { .. } => "unreadable".to_owned(),
+        RecordingError::Read { .. } | RecordingError::CutShort { .. } => UNREADABLE.to_owned(),
         _ => text,
     }
 }
