@@ -163,10 +163,13 @@ impl Campaign {
             devices.allow((1_500 + random.below(1_500)).saturating_sub(devices.open()));
             let arguments: &[&str] = if kill == Kill::UntilDrained { &["--until-drained"] } else { &[] };
             let mut process = installation.up(arguments);
-            if kill == Kill::StartUp {
-                std::thread::sleep(start_up.mul_f64(random.below(1_100) as f64 / 1_000.0));
-            } else {
-                *start_up = process.ready(PATIENCE)?;
+            match kill {
+                Kill::StartUp => std::thread::sleep(start_up.mul_f64(random.below(1_100) as f64 / 1_000.0)),
+                // It may have ended by itself before it says that it is ready.
+                Kill::UntilDrained => std::thread::sleep(*start_up),
+                Kill::Publishing | Kill::Drain => *start_up = process.ready(PATIENCE)?,
+            }
+            if kill != Kill::StartUp {
                 std::thread::sleep(Duration::from_millis(random.below(400) as u64));
             }
             if kill == Kill::Drain {
@@ -235,4 +238,10 @@ fn kills_double_nothing_when_the_devices_number_their_messages() {
     let settings = "ingestion:\n  message_id: {pointer: /number}\n";
     let campaign = Campaign::new("crash campaign with trusted ids", 2, settings);
     Campaign { doubles: false, ..campaign }.prove();
+}
+
+#[test]
+fn kills_lose_nothing_and_double_nothing_at_qos_2() {
+    let campaign = Campaign::new("crash campaign at QoS 2", 2, "");
+    Campaign { qos: 2, doubles: false, ..campaign }.prove();
 }
