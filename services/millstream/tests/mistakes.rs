@@ -112,7 +112,8 @@ icestore:
     bytes: lots
 ";
     std::fs::write(folder.path().join("millstream.yaml"), text).unwrap();
-    let words = ["millstream.yaml:3", "millstream.yaml:5", "attribute:<name>", "millstream.yaml:8", "3 mistakes"];
+    let words =
+        ["millstream.yaml:3", "millstream.yaml:5", "attribute:<name>", "millstream.yaml:8", "3 mistakes"];
     refused(folder.path(), &["check"], 2, &words);
 }
 
@@ -145,7 +146,9 @@ fn a_report_that_cannot_be_written_does_not_hide_books_that_do_not_balance() {
     let full = up_with(&["--until-drained", "--report", "/dev/full"]);
     refused(folder.path(), &full, 1, &["/dev/full"]);
     let warehouse = rusqlite::Connection::open(folder.path().join("data/warehouse.db")).unwrap();
-    warehouse.execute("DELETE FROM messages WHERE rowid IN (SELECT rowid FROM messages LIMIT 1)", []).unwrap();
+    warehouse
+        .execute("DELETE FROM messages WHERE rowid IN (SELECT rowid FROM messages LIMIT 1)", [])
+        .unwrap();
     drop(warehouse);
     refused(folder.path(), &full, 3, &["/dev/full", "unaccounted for"]);
 }
@@ -168,8 +171,11 @@ fn a_start_that_cannot_say_where_it_listens_ends_in_good_order() {
 fn a_stop_does_not_wait_for_a_publish_that_keeps_failing() {
     let folder = tempfile::tempdir().unwrap();
     let file = small_recording(folder.path(), "small.ndjson", 500, 5);
-    std::fs::write(folder.path().join("millstream.yaml"), "bus: {max_size: 1kB}\nenrichment: {unknown_device: park}\n")
-        .unwrap();
+    std::fs::write(
+        folder.path().join("millstream.yaml"),
+        "bus: {max_size: 1kB}\nenrichment: {unknown_device: park}\n",
+    )
+    .unwrap();
     let up = Up::start(folder.path(), &[]);
     let broker = format!("mqtt://127.0.0.1:{}", up.mqtt);
     let mut feed = common::millstream(folder.path())
