@@ -441,3 +441,6 @@ impl Settle for Sessions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

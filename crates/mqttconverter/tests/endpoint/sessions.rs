@@ -129,3 +129,18 @@ async fn a_client_that_falls_silent_is_cut_off_but_not_while_it_is_us_who_do_not
     rig.take(1).await.remove(0).1.ack();
     stalled.expect(&puback(2)).await;
 }
+
+#[tokio::test]
+async fn a_will_with_a_delay_is_published_after_it() {
+    let mut rig = Rig::new().await;
+    // Will Delay Interval 1 s; the session must outlive it.
+    let mut body = b"\x00\x04MQTT\x05\x06\x00\x00\x05\x11\x00\x00\x00\x3c\x00\x06delays".to_vec();
+    body.extend_from_slice(b"\x05\x18\x00\x00\x00\x01\x00\x04gone\x00\x01x");
+    let mut client = Client::open(rig.address).await;
+    client.send(&packet(0x10, &body)).await;
+    assert_eq!(client.packet().await[3], 0);
+    let begin = std::time::Instant::now();
+    drop(client);
+    assert_eq!(payloads(&rig.take(1).await), [b"x"]);
+    assert!(begin.elapsed() >= std::time::Duration::from_secs(1), "never earlier, however slow the machine");
+}
