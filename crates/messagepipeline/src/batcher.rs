@@ -87,12 +87,8 @@ pub(crate) struct Group<T> {
 }
 
 impl<T> Group<T> {
-    pub(crate) fn open(now: Instant) -> Self {
-        Self::open_for(now, 0)
-    }
-
     /// A group that will probably hold `items` items.
-    pub(crate) fn open_for(now: Instant, items: usize) -> Self {
+    pub(crate) fn open(now: Instant, items: usize) -> Self {
         Self { items: Vec::with_capacity(items), bytes: 0, opened: now }
     }
 
@@ -156,7 +152,7 @@ impl<T> Batcher<T> {
             self.last = full.items.len();
             flushed(full.flush(FlushReason::Bytes));
         }
-        let group = self.group.get_or_insert_with(|| Group::open_for(now, self.last));
+        let group = self.group.get_or_insert_with(|| Group::open(now, self.last));
         if let Some(reason) = group.push(item, bytes, &self.limits)
             && let Some(full) = self.group.take()
         {

@@ -128,7 +128,7 @@ impl<K: Hash + Eq, T> KeyedBatcher<K, T> {
 
     fn open(&mut self, hash: u64, key: K, now: Instant) -> usize {
         // Where keys are many most groups stay small; the default first capacity would be four items.
-        let node = Node { hash, key, group: Group::open_for(now, 1), older: self.newest, newer: None };
+        let node = Node { hash, key, group: Group::open(now, 1), older: self.newest, newer: None };
         let place = match self.free.pop() {
             Some(place) => {
                 self.slab[place] = Some(node);
