@@ -29,7 +29,9 @@ fn traced(strace: &Path, folder: &Path, trace: &Path) -> Command {
     command.args(["-f", "-D", "-yy", "-xx", "-s", "70000", "--seccomp-bpf", "-o"]).arg(trace);
     command.args(["-e", "trace=fdatasync,fsync,write,writev,pwrite64,pwritev,sendto,sendmsg", "--"]);
     command.arg(up.get_program()).args(up.get_args()).current_dir(folder);
-    up.get_envs().filter(|(_, value)| value.is_none()).for_each(|(name, _)| drop(command.env_remove(name)));
+    for (name, _) in up.get_envs().filter(|(_, value)| value.is_none()) {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -227,8 +229,11 @@ impl Seen {
 fn no_answer_leaves_before_the_sync_that_covers_it() {
     let Some(strace) = tool("syncs", "strace") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let files =
-        recordings("syncs").unwrap_or_else(|| vec![small_recording(folder.path(), "small.ndjson", 300, 7)]);
+    // Messages of the same shape where there are no real ones; what is proved does not depend on them.
+    let files = match std::env::var_os("MILLSTREAM_RECORDINGS") {
+        Some(_) => recordings("syncs").unwrap(),
+        None => vec![small_recording(folder.path(), "small.ndjson", MESSAGES.into(), 7)],
+    };
     let mut lines = lines_of(&files[..1]);
     lines.truncate(MESSAGES.into());
     let trace = folder.path().join("trace.txt");
