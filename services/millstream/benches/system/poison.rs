@@ -11,13 +11,13 @@ const RATE: f64 = 10.0;
 const TIMES: f64 = 100.0;
 const ROUNDS: usize = 3;
 
-/// A payload without a value cannot become a row here.
+/// A payload without a time cannot become a row here.
 const CONFIGURATION: &str = "
 bigquery:
   columns:
     - { name: message_id, type: string, source: id }
     - { name: topic, type: string, source: topic }
-    - { name: value, type: json, source: \"\", required: true }
+    - { name: at, source: [/timestamp, /_timestamp, /time, /ts], type: timestamp, required: true }
 ";
 
 pub(crate) fn run() {

@@ -94,6 +94,12 @@ impl Up {
         answer.lines().filter(|line| line.starts_with(name)).filter_map(value).sum()
     }
 
+    /// SIGKILL: what it holds is lost to it, and comes again.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// SIGTERM, and the CPU it has used when it has ended.
     pub(crate) fn stop(mut self) -> f64 {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();

@@ -17,7 +17,7 @@ pub(crate) fn run() {
         feed(folder.path(), &up, &half);
         figure(&format!("peak memory, {} messages fed, warehouse stalled", scaled(count)), up.peak(), "MiB");
     }
-    up.stop();
+    up.kill();
     lock.execute_batch("ROLLBACK").unwrap();
     drop(lock);
     let up = Up::start(folder.path());
