@@ -52,12 +52,13 @@ pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Connection, Error> {
         | OpenFlags::SQLITE_OPEN_URI;
     let located = |error: rusqlite::Error| Error::from(error).at(path);
     let mut connection = Connection::open_with_flags(path, flags).map_err(located)?;
-    configure(&connection, WRITER_CACHE_KIB).map_err(located)?;
+    configure(&connection).map_err(located)?;
     let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).map_err(located)?;
     if pages == 0 {
         lay_out(&connection, schema).map_err(located)?;
     }
     check_kind(&connection, path, schema)?;
+    bound_cache(&connection, WRITER_CACHE_KIB).map_err(located)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(located)?;
     migrate(&mut connection, path, schema)?;
     Ok(connection)
@@ -71,8 +72,9 @@ pub(crate) fn open_reader(path: &Path, schema: &Schema) -> Result<Connection, Er
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let located = |error: rusqlite::Error| Error::from(error).at(path);
     let connection = Connection::open_with_flags(path, flags).map_err(located)?;
-    configure(&connection, READER_CACHE_KIB).map_err(located)?;
+    configure(&connection).map_err(located)?;
     check_kind(&connection, path, schema)?;
+    bound_cache(&connection, READER_CACHE_KIB).map_err(located)?;
     let found = format_of(&connection).map_err(located)?;
     if found != schema.format() {
         return Err(Error::Inconsistent {
@@ -103,12 +105,17 @@ pub(crate) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot<'_>
     Ok(Snapshot { _transaction: transaction })
 }
 
-fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.pragma_update(None, "cache_size", -cache_kib)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "foreign_keys", true)
+}
+
+/// To be called once the file's header was read: SQLite makes the size a number of pages as large as it believes them to
+/// be, which is 4 KiB before that, and keeps the number.
+fn bound_cache(connection: &Connection, kib: i64) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "cache_size", -kib)
 }
 
 /// What only an empty file can be told. The page size must come before WAL mode, both before the first table.
