@@ -19,7 +19,7 @@ mod common;
 mod rig;
 mod torn;
 
-use rig::devices::{self, Devices, Line, Payloads, Version};
+use rig::devices::{self, Devices, Line, Payloads, Record, Version};
 use rig::installation::Installation;
 use rig::random::Random;
 use rig::stored::{self, Counts};
@@ -139,7 +139,12 @@ impl Campaign {
         if counts.doubles.len() > bound {
             return Err(format!("{} doubles where at most {bound} may be: {counts:?}", counts.doubles.len()));
         }
-        Ok(self.report(&tally, &counts, record.breaks))
+        // At QoS 1 the client keeps every message; at QoS 2 the exceptions must stay exceptions.
+        let most = if self.qos == 2 { counts.sent / 100 } else { 0 };
+        if record.abandoned.len() > most {
+            return Err(format!("the devices' client gave up {} of its messages", record.abandoned.len()));
+        }
+        Ok(self.report(&tally, &counts, &record))
     }
 
     /// One start and its kill.
@@ -184,7 +189,7 @@ impl Campaign {
         Ok(())
     }
 
-    fn report(&self, tally: &Tally, counts: &Counts, breaks: usize) -> String {
+    fn report(&self, tally: &Tally, counts: &Counts, record: &Record) -> String {
         let windows: Vec<_> = tally.lines.iter().map(|line| line.window).collect();
         let mut text = format!(
             "{} (seed {}): sent {}, acknowledged {}, sent again {}, rows {}, doubles {}\n",
@@ -205,7 +210,9 @@ impl Campaign {
         let Tally { missed, torn_logs, torn_objects, .. } = tally;
         text.push_str(&format!(
             "  ended before the kill {missed}; torn logs {torn_logs}, torn objects {torn_objects}; \
-             windows {windows:?}, connections broken {breaks}"
+             windows {windows:?}, connections broken {}, given up by the client {}",
+            record.breaks,
+            record.abandoned.len()
         ));
         text
     }

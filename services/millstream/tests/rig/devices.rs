@@ -125,6 +125,9 @@ pub(crate) struct Record {
     pub(crate) acked: BTreeSet<usize>,
     /// The kills at which a message had no acknowledgement when its connection broke, so that it was sent again.
     pub(crate) resent: BTreeMap<usize, Vec<usize>>,
+    /// Messages that the client library itself gave up without an answer. rumqttc does so at QoS 2 when a connection
+    /// breaks again while it still repeats what the one before left. Whether they arrive, nobody promised.
+    pub(crate) abandoned: BTreeSet<usize>,
     /// Times that a connection broke.
     pub(crate) breaks: usize,
     /// What was refused for good; nothing should be.
@@ -185,7 +188,8 @@ impl Devices {
 
     /// Messages that may be sent and are not acknowledged yet.
     pub(crate) fn open(&self) -> usize {
-        self.shared.allowed.load(Ordering::Relaxed) - self.acked()
+        let record = self.shared.record.lock();
+        self.shared.allowed.load(Ordering::Relaxed) - record.acked.len() - record.abandoned.len()
     }
 
     /// Waits until everything that was allowed has its acknowledgement, and stops.
@@ -241,6 +245,10 @@ async fn publish(shared: Arc<Shared>, client_id: String, line: Line) {
                     record.acked.insert(number);
                 }
                 Answer::Lost => again.push_back(number),
+                Answer::Abandoned => {
+                    waiting.remove(&number);
+                    record.abandoned.insert(number);
+                }
                 Answer::Refused(reason) => record.refused.push(format!("message {number}: {reason}")),
             }
         }
@@ -291,6 +299,7 @@ enum Answer {
     Acknowledged,
     /// The session is gone with it; the device sends it again.
     Lost,
+    Abandoned,
     Refused(String),
 }
 
@@ -348,6 +357,7 @@ impl Client {
                     match notice.wait_completion_async().await {
                         Ok(()) => Answer::Acknowledged,
                         Err(PublishNoticeError::SessionReset) => Answer::Lost,
+                        Err(PublishNoticeError::Recv) => Answer::Abandoned,
                         Err(error) => Answer::Refused(error.to_string()),
                     }
                 })
@@ -361,6 +371,7 @@ impl Client {
                     match notice.wait_completion_async().await {
                         Ok(()) => Answer::Acknowledged,
                         Err(PublishNoticeError::SessionReset) => Answer::Lost,
+                        Err(PublishNoticeError::Recv) => Answer::Abandoned,
                         Err(error) => Answer::Refused(error.to_string()),
                     }
                 })
