@@ -1,6 +1,8 @@
 //! What fuzzing found, and its seeds, replayed without a fuzzer: `fuzz/` holds the corpora and what must hold of them.
 //! The packets are replayed beside their parsers, in `mqttconverter`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 #[path = "../../../fuzz/src/configuration.rs"]
 mod configuration;
 #[path = "../../../fuzz/src/recording.rs"]
