@@ -45,7 +45,8 @@ fn place_holds(text: &str, problem: &Problem) {
     assert!(!problem.message.is_empty());
     assert!(!problem.to_string().contains('\0'), "a NUL is shown as it is");
     if let Place::File { line, column, .. } = &problem.place {
-        let lines = text.split('\n').count();
+        // A carriage return alone is a line break too (YAML 1.2, section 5.4).
+        let lines = text.replace("\r\n", "\n").split(['\n', '\r']).count();
         assert!((1..=lines + 1).contains(line), "line {line} of {lines}: {problem}");
         let longest = text.chars().count() + 1;
         assert!((1..=longest).contains(column), "column {column}: {problem}");
