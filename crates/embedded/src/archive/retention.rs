@@ -9,7 +9,7 @@
 //! The next start finishes what a process that dies after 1 leaves.
 
 use super::files::Files;
-use super::{Archive, ArchiveReader, Inner, blocking};
+use super::{Archive, ArchiveReader, Inner, blocking, index};
 use crate::Error;
 use crate::sqlite::{self, Snapshot};
 use icestore::ObjectName;
@@ -75,7 +75,11 @@ impl ObjectRetention {
     /// When the index cannot be written or a file not be removed; the next call goes on.
     pub async fn remove(&self, horizon: Timestamp, limit: usize) -> Result<u64, Error> {
         let before = horizon.to_string();
+        // Objects in their places that the index still calls pending: nothing else may come to tell it.
+        let finished = std::mem::take(&mut *self.0.finished.lock());
+        let done = finished.clone();
         let choose = move |connection: &Connection| {
+            index::confirm(connection, &done)?;
             connection.execute(
                 "UPDATE objects SET removing = 1 WHERE id IN (SELECT id FROM objects WHERE listed = 0 \
                      AND removing = 0 AND temporary IS NULL AND last_received < ?1 ORDER BY id LIMIT ?2)",
@@ -83,7 +87,11 @@ impl ObjectRetention {
             )?;
             chosen(connection)
         };
-        let objects: Arc<[(i64, String)]> = self.0.writer.call(choose).await?.into();
+        let chosen = self.0.writer.call(choose).await;
+        if chosen.is_err() {
+            self.0.finished.lock().extend(finished);
+        }
+        let objects: Arc<[(i64, String)]> = chosen?.into();
         if objects.is_empty() {
             return Ok(0);
         }
