@@ -5,6 +5,13 @@ use hashbrown::HashMap;
 use messagepipeline::{Attributes, Enrichment, Message, MessageId, Timestamp};
 use rusqlite::Row;
 use rusqlite::types::{FromSqlError, Type, ValueRef};
+use std::collections::VecDeque;
+
+/// Buffers of earlier chunks kept for later ones: one is read into while one waits and one is worked on. Giving each
+/// back to the system would mean a page fault per 4 KiB read.
+const BUFFERS: usize = 3;
+/// Larger buffers are not kept; they come from messages that are unusually large.
+const BUFFER_BYTES: usize = 2 * 1024 * 1024;
 
 /// Different enrichment texts kept parsed; a text is shared by all messages of a device.
 const ENRICHMENTS: usize = 4_096;
@@ -15,6 +22,8 @@ pub(super) struct RowReader {
     enrichments: HashMap<Box<str>, Enrichment>,
     /// Bytes and rows of the chunk before, for the first guess at the next one's.
     guess: (usize, usize),
+    /// Buffers of the last chunks, the oldest first; free once nobody holds a message of theirs.
+    buffers: VecDeque<Bytes>,
 }
 
 /// Messages read so far, their bytes in one buffer.
@@ -40,23 +49,27 @@ impl Rows {
         self.buffer.len()
     }
 
-    /// Sequence number and message, in the order of reading. The attempt is left at 1.
+    /// [`messages_of`] these rows.
     ///
     /// # Errors
     /// When stored attributes are damaged.
     pub(super) fn into_messages(self) -> rusqlite::Result<Vec<(u64, Message)>> {
-        let buffer = self.buffer.freeze();
-        let mut start = 0;
-        let mut messages = Vec::with_capacity(self.rows.len());
-        for row in self.rows {
-            let attributes = buffer.slice(start..row.attributes_end);
-            let payload = buffer.slice(row.attributes_end..row.payload_end);
-            start = row.payload_end;
-            messages
-                .push((row.seq, row_message(row.id, row.publish_time, row.enrichment, attributes, payload)?));
-        }
-        Ok(messages)
+        messages_of(self.rows, &self.buffer.freeze())
     }
+}
+
+/// Sequence number and message, in the order of reading. The attempt is left at 1.
+fn messages_of(rows: Vec<RawRow>, buffer: &Bytes) -> rusqlite::Result<Vec<(u64, Message)>> {
+    let mut start = 0;
+    let mut messages = Vec::with_capacity(rows.len());
+    for row in rows {
+        let attributes = buffer.slice(start..row.attributes_end);
+        let payload = buffer.slice(row.attributes_end..row.payload_end);
+        start = row.payload_end;
+        messages
+            .push((row.seq, row_message(row.id, row.publish_time, row.enrichment, attributes, payload)?));
+    }
+    Ok(messages)
 }
 
 fn row_message(
@@ -72,8 +85,20 @@ fn row_message(
 
 impl RowReader {
     /// A place for the next chunk.
-    pub(super) fn begin(&self) -> Rows {
-        Rows { buffer: BytesMut::with_capacity(self.guess.0), rows: Vec::with_capacity(self.guess.1) }
+    pub(super) fn begin(&mut self) -> Rows {
+        Rows { buffer: self.free_buffer(), rows: Vec::with_capacity(self.guess.1) }
+    }
+
+    /// A buffer that nobody uses any more, or a new one.
+    fn free_buffer(&mut self) -> BytesMut {
+        let free = self.buffers.iter().position(Bytes::is_unique).and_then(|at| self.buffers.remove(at));
+        match free.map(Bytes::try_into_mut) {
+            Some(Ok(mut buffer)) => {
+                buffer.clear();
+                buffer
+            }
+            _ => BytesMut::with_capacity(self.guess.0),
+        }
     }
 
     /// The finished chunk.
@@ -83,7 +108,15 @@ impl RowReader {
     pub(super) fn finish(&mut self, rows: Rows) -> rusqlite::Result<Vec<(u64, Message)>> {
         // A little more, because no two chunks are alike.
         self.guess = (rows.buffer.len() + rows.buffer.len() / 16, rows.rows.len());
-        rows.into_messages()
+        let buffer = rows.buffer.freeze();
+        let messages = messages_of(rows.rows, &buffer)?;
+        if self.buffers.len() == BUFFERS {
+            self.buffers.pop_front();
+        }
+        if buffer.len() <= BUFFER_BYTES {
+            self.buffers.push_back(buffer);
+        }
+        Ok(messages)
     }
 
     /// Adds a row of number, id, publish time, attributes, enrichment, payload.
