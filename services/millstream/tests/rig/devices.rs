@@ -132,6 +132,8 @@ pub(crate) struct Record {
     pub(crate) breaks: usize,
     /// What was refused for good; nothing should be.
     pub(crate) refused: Vec<String>,
+    /// Why a connection ended or did not come about, the last time, by the name of its client.
+    pub(crate) trouble: BTreeMap<String, String>,
 }
 
 /// All devices, on threads of their own.
@@ -217,7 +219,7 @@ impl Devices {
 async fn publish(shared: Arc<Shared>, client_id: String, line: Line) {
     let (client, events) = Client::new(&client_id, shared.port, line);
     let breaks = Arc::new(Mutex::new(Vec::new()));
-    let poller = tokio::spawn(poll(events, Arc::clone(&shared), Arc::clone(&breaks)));
+    let poller = tokio::spawn(poll(client_id, events, Arc::clone(&shared), Arc::clone(&breaks)));
     let (mut waiting, mut again) = (BTreeSet::new(), VecDeque::new());
     let mut answers = FuturesUnordered::new();
     loop {
@@ -274,7 +276,12 @@ fn take(shared: &Shared) -> Option<usize> {
 }
 
 /// Drives the event loop; a connection that was there and is gone counts as a break.
-async fn poll(mut events: Events, shared: Arc<Shared>, breaks: Arc<Mutex<Vec<usize>>>) {
+async fn poll(
+    client_id: String,
+    mut events: Events,
+    shared: Arc<Shared>,
+    breaks: Arc<Mutex<Vec<usize>>>,
+) {
     let mut connected = false;
     loop {
         match events.poll().await {
@@ -283,7 +290,8 @@ async fn poll(mut events: Events, shared: Arc<Shared>, breaks: Arc<Mutex<Vec<usi
                 connected = true;
                 shared.connected.fetch_add(1, Ordering::Release);
             }
-            Err(_) => {
+            Err(error) => {
+                shared.record.lock().trouble.insert(client_id.clone(), error);
                 if std::mem::take(&mut connected) {
                     breaks.lock().push(shared.kill.load(Ordering::Relaxed));
                     shared.connected.fetch_sub(1, Ordering::Release);
