@@ -118,6 +118,21 @@ icestore:
 }
 
 #[test]
+fn retentions_that_work_against_each_other_are_refused_with_what_would_be_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "bus: {lease: 10m}\nretention:\n  ids: 15m\n  warehouse: 5m\n";
+    std::fs::write(folder.path().join("millstream.yaml"), text).unwrap();
+    let words = [
+        "millstream.yaml:3",
+        "twice bus.lease",
+        "millstream.yaml:4",
+        "shorter than retention.ids",
+        "2 mistakes",
+    ];
+    refused(folder.path(), &["check"], 2, &words);
+}
+
+#[test]
 fn a_store_that_has_gone_is_named_and_not_silently_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let file = small_recording(folder.path(), "small.ndjson", 10, 1);
