@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -303,6 +303,3 @@ impl Run {
         }
     }
 }
-
-/// Sockets that are kept open by a test, closed together.
-pub(crate) type Crowd = Arc<Mutex<Vec<Raw>>>;
