@@ -200,9 +200,10 @@ impl Devices {
         while self.open() > 0 {
             let refused = self.shared.record.lock().refused.first().cloned();
             if start.elapsed() > patience || refused.is_some() {
+                let trouble = self.shared.record.lock().trouble.clone();
+                let open = self.open();
                 return Err(format!(
-                    "{} messages have no acknowledgement; refused: {refused:?}",
-                    self.open()
+                    "{open} messages have no acknowledgement; refused: {refused:?}, last trouble: {trouble:?}"
                 ));
             }
             std::thread::sleep(LOOK);
@@ -276,12 +277,7 @@ fn take(shared: &Shared) -> Option<usize> {
 }
 
 /// Drives the event loop; a connection that was there and is gone counts as a break.
-async fn poll(
-    client_id: String,
-    mut events: Events,
-    shared: Arc<Shared>,
-    breaks: Arc<Mutex<Vec<usize>>>,
-) {
+async fn poll(client_id: String, mut events: Events, shared: Arc<Shared>, breaks: Arc<Mutex<Vec<usize>>>) {
     let mut connected = false;
     loop {
         match events.poll().await {
