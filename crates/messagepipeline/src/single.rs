@@ -31,6 +31,7 @@ where
 {
     /// Gives the message to the processor. The usual end is `Done`; the rest is boxed. This future is moved once per
     /// message, so it is kept small: arguments of an `async fn` would be held twice.
+    #[expect(clippy::manual_async_fn, reason = "an async fn would hold its arguments twice")]
     pub(crate) fn attend(&self, delivery: &Delivery, value: X::Output) -> impl Future<Output = Fate> {
         async move {
             match self.call(delivery, value).await {
