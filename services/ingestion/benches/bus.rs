@@ -14,7 +14,7 @@
 
 use embedded::bus::{Bus, BusOptions};
 use ingestion_service::{IngestionConfig, Parts, Plan, endpoint_options};
-use messagepipeline::{BoxConsumer, HealthBoard, IdGenerator, SystemClock};
+use messagepipeline::{BoxConsumer, Health, SystemClock};
 use mqttconverter::endpoint::Endpoint;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -56,8 +56,8 @@ async fn measure(connections: usize, messages: usize) {
     let parts = Parts {
         consumer: BoxConsumer::new(consumer),
         publishers: [("raw".to_owned(), Arc::new(bus.publisher(&topic)) as _)].into(),
-        dead_letters: Arc::new(bus.dead_letters()),
-        health: HealthBoard::default().stage("ingestion"),
+        dead_letters: Arc::new(bus.dead_letters(None)),
+        health: Health::default().stage("ingestion"),
     };
     let service = Plan::new(&config, &["raw"]).unwrap().build(parts).unwrap().start().await.unwrap();
 
