@@ -67,7 +67,7 @@ pub struct EndpointConfig {
     pub users: Vec<UserConfig>,
     /// Largest MQTT packet taken.
     pub max_packet_size: ByteSize,
-    /// Most QoS 1 messages a device may have in flight on one connection (MQTT 5 receive maximum; for 3.1.1 reading
+    /// Most QoS 1 and 2 messages a device may have in flight on one connection (MQTT 5 receive maximum; for 3.1.1 reading
     /// stops there).
     #[schemars(range(min = 1))]
     pub receive_maximum: u16,
