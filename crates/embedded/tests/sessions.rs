@@ -1,10 +1,14 @@
 //! The session store in the bus's file.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use embedded::bus::{Bus, BusOptions, BusSessions};
-use messagepipeline::SystemClock;
+use embedded::bus::{Bus, BusOptions, BusSessions, Finished};
+use messagepipeline::{
+    Attributes, BatchOutcome, Enrichment, Message, MessageId, Publisher, SystemClock, Timestamp,
+};
+use mqttconverter::endpoint::{Held, SessionStore};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use testkit::session_suite::{self as suite, MemorySessions};
 
 async fn open(folder: &Path) -> (Bus, BusSessions) {
@@ -52,4 +56,33 @@ async fn ended_sessions_are_forgotten() {
     suite::ended_sessions_are_forgotten(&MemorySessions::default()).await;
     let folder = tempfile::tempdir().unwrap();
     suite::ended_sessions_are_forgotten(&open(folder.path()).await.1).await;
+}
+
+#[tokio::test]
+async fn the_id_of_a_message_that_a_device_may_send_again_stays_in_the_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bus, sessions) = open(folder.path()).await;
+    let topic = bus.topic("raw").await.unwrap();
+    let id = MessageId::from_bytes([7; 16]);
+    let message = Message {
+        id,
+        payload: "once".into(),
+        attributes: Attributes::default(),
+        publish_time: Timestamp::from_millis(0),
+        enrichment: Enrichment::none(),
+        attempt: 1,
+    };
+    assert!(matches!(bus.publisher(&topic).publish(vec![message]).await, BatchOutcome::Done));
+    let key = sessions.open("device", Duration::from_secs(60), false).await.unwrap();
+    sessions
+        .update(key, vec![Held { packet_id: 1, message_id: id, fingerprint: 0 }], Vec::new())
+        .await
+        .unwrap();
+    let fold = async || {
+        let finished = vec![Finished { id, stored: Vec::new() }];
+        bus.id_ledger().fold(finished, Timestamp::from_millis(1)).await.unwrap()
+    };
+    assert_eq!(fold().await, 0);
+    sessions.update(key, Vec::new(), vec![1]).await.unwrap();
+    assert_eq!(fold().await, 1);
 }
