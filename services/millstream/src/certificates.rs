@@ -19,7 +19,8 @@ pub(crate) fn check(config: &Config, now: Timestamp, check: &mut Check) {
         });
         return;
     }
-    let Some(tls) = ingestion_service::endpoint_options(ingestion).ok().and_then(|options| options.tls) else {
+    let Some(tls) = ingestion_service::endpoint_options(ingestion).ok().and_then(|options| options.tls)
+    else {
         return;
     };
     check.section("/ingestion/mqtt/tls", |check| {

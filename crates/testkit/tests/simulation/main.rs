@@ -15,6 +15,7 @@
     clippy::cast_possible_truncation,
     clippy::print_stdout,
     clippy::print_stderr,
+    clippy::disallowed_methods,
     reason = "a test"
 )]
 

@@ -20,6 +20,9 @@ use tokio::time::Instant;
 /// The device over whose look-up the registry panics.
 pub(crate) const POISON_DEVICE: &str = "poison";
 
+/// What the shared layer of look-ups keeps, with when each entry ends.
+type Kept = BTreeMap<Box<str>, (Fetched<Enrichment>, Instant)>;
+
 /// Cloning shares them.
 #[derive(Clone)]
 pub(crate) struct Stores {
@@ -27,7 +30,7 @@ pub(crate) struct Stores {
     pub(crate) table: Arc<MemoryTable>,
     pub(crate) archive: Arc<Mutex<ArchiveState>>,
     pub(crate) registry: Arc<RegistryState>,
-    pub(crate) layer: Arc<Mutex<BTreeMap<Box<str>, (Fetched<Enrichment>, Instant)>>>,
+    pub(crate) layer: Arc<Mutex<Kept>>,
     pub(crate) lot: Arc<Mutex<Vec<Parked>>>,
     pub(crate) lot_room: usize,
     pub(crate) endings: Arc<Endings>,
@@ -310,7 +313,7 @@ impl Fetcher<Enrichment> for FaultyRegistry {
 pub(crate) struct FaultyLayer {
     pub(crate) world: World,
     pub(crate) life: u32,
-    pub(crate) layer: Arc<Mutex<BTreeMap<Box<str>, (Fetched<Enrichment>, Instant)>>>,
+    pub(crate) layer: Arc<Mutex<Kept>>,
 }
 
 impl Store<Enrichment> for FaultyLayer {
@@ -345,12 +348,18 @@ impl Store<Enrichment> for FaultyLayer {
     }
 
     fn remove<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), FetchError>> {
-        let remove = || Ok(drop(self.layer.lock().remove(key)));
+        let remove = || {
+            self.layer.lock().remove(key);
+            Ok(())
+        };
         async move { Ok(self.world.call(self.life, Op::LayerRemove, 1, remove).await?) }.boxed()
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<(), FetchError>> {
-        let clear = || Ok(self.layer.lock().clear());
+        let clear = || {
+            self.layer.lock().clear();
+            Ok(())
+        };
         async move { Ok(self.world.call(self.life, Op::LayerRemove, 1, clear).await?) }.boxed()
     }
 }
@@ -420,7 +429,10 @@ impl ParkingLot for FaultyLot {
 
     fn remove(&self, ids: Vec<MessageId>) -> BoxFuture<'_, Result<(), StageError>> {
         let count = ids.len();
-        let remove = move || Ok(self.lot.lock().retain(|parked| !ids.contains(&parked.message.id)));
+        let remove = move || {
+            self.lot.lock().retain(|parked| !ids.contains(&parked.message.id));
+            Ok(())
+        };
         self.world.call(self.life, Op::LotRemove, count, remove).boxed()
     }
 

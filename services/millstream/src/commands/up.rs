@@ -385,6 +385,5 @@ fn finish(arguments: &UpArgs, exit: Exit, report: &Report) -> Result<Exit, Failu
 fn write_report(arguments: &UpArgs, report: &Report) -> Result<(), Failure> {
     let Some(path) = &arguments.report else { return Ok(()) };
     let text = serde_json::to_string_pretty(report)?;
-    std::fs::write(path, text + "\n")
-        .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
+    std::fs::write(path, text + "\n").map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
 }

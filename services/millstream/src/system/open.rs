@@ -1,8 +1,8 @@
 //! Opening every store and building every service, in the order in which messages flow back: sinks before sources,
 //! so that nothing is received before all that stands behind it works.
 
-use super::retention::Retention;
 use super::descriptors;
+use super::retention::Retention;
 use crate::check::{ENRICHED, Plans, RAW};
 use crate::config::Config;
 use connectors::{Bus, ConnectError, Window};
@@ -222,9 +222,10 @@ async fn open_source(
         )?;
         return Ok(Source { consumer, address: None, endpoint: None });
     }
-    let mut options = ingestion_service::endpoint_options(ingestion)
-        .map_err(|mistakes| refused(&mistakes))?;
+    let mut options =
+        ingestion_service::endpoint_options(ingestion).map_err(|mistakes| refused(&mistakes))?;
     options.max_connections = descriptors::connections(options.max_connections);
-    let (consumer, address, handle) = connectors::endpoint(options, ids, Arc::clone(clock), bus.sessions()).await?;
+    let (consumer, address, handle) =
+        connectors::endpoint(options, ids, Arc::clone(clock), bus.sessions()).await?;
     Ok(Source { consumer, address: Some(address), endpoint: Some(handle) })
 }
