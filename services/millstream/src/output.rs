@@ -72,7 +72,7 @@ pub fn print(text: &str) -> std::io::Result<()> {
 /// [`print`] for what need not be text.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_bytes(bytes: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
