@@ -69,7 +69,7 @@ pub fn print(text: &str) -> std::io::Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// [`print`] for what need not be text.
+/// [`print()`] for what need not be text.
 ///
 /// # Errors
 /// As for [`print()`].
