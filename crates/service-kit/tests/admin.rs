@@ -6,6 +6,7 @@ use messagepipeline::{Health, Shutdown};
 use service_kit::admin::{AdminServer, router, serve};
 use service_kit::telemetry::recorder;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -80,4 +81,13 @@ async fn stopping_does_not_wait_for_a_client_that_says_nothing() {
     admin.stop().await;
     assert_eq!(silent.read(&mut [0; 8]).await.unwrap_or(0), 0);
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_finish_its_request_is_thrown_out() {
+    let admin = start(&Health::new(), &Shutdown::new()).await;
+    let mut slow = TcpStream::connect(admin.local_addr()).await.unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), slow.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok(), "it still has its place after a minute");
 }

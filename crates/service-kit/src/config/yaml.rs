@@ -192,6 +192,9 @@ impl<'a> Reader<'a> {
     }
 
     fn refuse_at(&self, line: usize, column: usize, message: String) -> Box<Problem> {
+        // Behind a directive with other than ASCII letters the parser counts bytes, not characters.
+        let text = self.source.text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+        let column = column.min(text.chars().count() + 1);
         let place = Place::File { name: self.source.name.clone(), line: line.max(1), column };
         Box::new(Problem::new(place, &Path::default(), message))
     }
