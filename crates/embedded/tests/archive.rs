@@ -227,6 +227,20 @@ async fn closing_with_a_blocked_object_says_so_and_the_next_start_moves_it() {
     assert_eq!(fs::read(folder.place(&object)).unwrap(), object.bytes);
 }
 
+/// The archive tries the name of the object with a number that counts its tries.
+#[tokio::test]
+async fn an_object_whose_file_cannot_be_written_is_not_listed_and_can_come_again() {
+    let mut folder = Folder::new();
+    let messages = suite::messages(3);
+    let object = suite::object(&messages);
+    let store = folder.open().await;
+    fs::create_dir(folder.path("archive-tmp").join(format!("{}.0", object.name.file_name()))).unwrap();
+    store.put(object.clone()).await.unwrap_err();
+    assert_eq!(store.known(ids(&messages)).await.unwrap(), [None; 3]);
+    assert_eq!(store.put(object).await.unwrap(), PutOutcome::Stored);
+    assert_eq!(suite::lines(&mut folder).await.len(), 3);
+}
+
 #[tokio::test]
 async fn nobodys_file_is_overwritten() {
     let mut folder = Folder::new();

@@ -86,6 +86,26 @@ async fn a_conflicting_row_is_refused_alone() {
     suite::a_conflicting_row_is_refused_alone(&mut Table::new()).await;
 }
 
+/// A rule that somebody added to the table with the sqlite3 tool.
+#[tokio::test]
+async fn a_row_that_breaks_a_rule_of_the_table_is_refused_alone() {
+    let mut table = Table::new();
+    let columns = Columns::default();
+    let messages = suite::messages(5);
+    table.store(&columns, &messages[..1]).await;
+    table.sql("CREATE UNIQUE INDEX no_payload_twice ON messages (payload)");
+    let mut doubled = messages[2].clone();
+    doubled.payload = messages[0].payload.clone();
+    let batch = [messages[1].clone(), doubled, messages[3].clone()];
+    let outcomes = table.store(&columns, &batch).await;
+    let [RowOutcome::Stored, RowOutcome::Refused(refused), RowOutcome::Stored] = &outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!((refused.class(), refused.reason()), (ErrorClass::Permanent, "refused-value"));
+    let stored: Vec<_> = table.rows().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(stored, [messages[0].id, messages[1].id, messages[3].id]);
+}
+
 #[tokio::test]
 async fn payloads_are_stored_byte_for_byte() {
     suite::payloads_are_stored_byte_for_byte(&mut Table::new()).await;

@@ -223,6 +223,17 @@ async fn a_broker_that_is_not_there_yet_is_named_and_waited_for() {
 }
 
 #[tokio::test]
+async fn a_stop_while_there_is_no_broker_ends_at_once() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let mut options = options(nobody, Protocol::V5);
+    options.reconnect_min = Duration::from_secs(3_600);
+    options.reconnect_max = options.reconnect_min;
+    let rig = Rig::open(options).await;
+    rig.wait_for(|reason| reason.is_some_and(|text| text.contains("refused"))).await;
+    rig.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_pipeline_that_stalls_for_longer_than_the_keep_alive_keeps_its_connection() {
     async fn stall(protocol: Protocol) {
         let settings = ["max_queued_messages 0", "max_inflight_messages 0"];
