@@ -1,6 +1,6 @@
 //! Configuration → running parts: MQTT consumer → router → publisher, by route.
 
-use crate::IngestionConfig;
+use crate::{Ingest, IngestionConfig};
 use messagepipeline::{
     BatchLimits, BatchingService, BoxConsumer, DeadLetters, PayloadSize, Publisher, ServiceOptions,
     StageHealth,
@@ -83,20 +83,33 @@ impl Plan {
         self.routes.warnings()
     }
 
+    /// The section's rules over `publishers`, without a consumer.
+    ///
+    /// # Errors
+    /// As [`Plan::build`].
+    pub fn ingest(&self, publishers: BTreeMap<String, Arc<dyn Publisher>>) -> Result<Ingest, Vec<Mistake>> {
+        let publisher = RoutedPublisher::new(&self.routes, publishers)?;
+        Ok(Ingest { transformer: self.transformer(), publisher })
+    }
+
+    fn transformer(&self) -> PayloadSize<IngestTransformer> {
+        let router =
+            IngestTransformer::new(self.routes.clone(), self.device_ids.clone(), self.message_ids.clone());
+        PayloadSize::new(router, self.min_payload, usize::MAX)
+    }
+
     /// The service over `parts`.
     ///
     /// # Errors
     /// When a topic has no publisher or a publisher has no route.
     pub fn build(self, parts: Parts) -> Result<Ingestion, Vec<Mistake>> {
-        let processor = RoutedPublisher::new(&self.routes, parts.publishers)?;
-        let router = IngestTransformer::new(self.routes, self.device_ids, self.message_ids);
-        let transformer = PayloadSize::new(router, self.min_payload, usize::MAX);
+        let Ingest { transformer, publisher } = self.ingest(parts.publishers)?;
         let options = ServiceOptions {
             dead_letters: Some(parts.dead_letters),
             health: Some(parts.health),
             ..ServiceOptions::new(STAGE)
         };
-        Ok(BatchingService::new(options, self.limits, parts.consumer, transformer, processor))
+        Ok(BatchingService::new(options, self.limits, parts.consumer, transformer, publisher))
     }
 }
 

@@ -2,8 +2,10 @@
 
 mod app;
 mod config;
+mod ingest;
 
 pub use app::{Ingestion, Parts, Plan, STAGE, broker_options, endpoint_options};
 pub use config::{
     BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, UserConfig,
 };
+pub use ingest::{Ingest, Ingested};

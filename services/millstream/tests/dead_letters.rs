@@ -170,6 +170,96 @@ fn what_fails_again_is_a_letter_again_and_what_is_dropped_stays_in_the_books() {
     assert_eq!(books(folder).1, Some(0));
 }
 
+/// Routes that take nothing of the recording, or its `filter`; with or without trust in the devices' numbers.
+fn configure_routes(folder: &Path, filter: &str, more: &str) {
+    let routes =
+        format!("ingestion:\n  routes:\n    - {{name: only, filter: \"{filter}\", topic: raw}}\n{more}");
+    configure(folder, false, &routes);
+}
+
+#[test]
+fn what_no_route_took_goes_through_the_mended_routes_once_whoever_retries_it_and_however_often_it_is_killed()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    configure_routes(folder, "elsewhere/#", "");
+    let file = recording(folder, 400, 800);
+    feed(folder, &file);
+    let before = letters(folder, "dead");
+    assert_eq!(before.len(), 1_200);
+    let output = run(folder, &["dead-letters", "retry", "--all"]);
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stdout}\n{stderr}");
+    assert!(stderr.contains("no route takes the MQTT topic"), "{stderr}");
+    let again = letters(folder, "dead");
+    assert!(again.iter().all(|letter| letter["retries"] == 1 && letter["reason"] == "no-route"), "{again:?}");
+    let original = |letters: &[serde_json::Value]| {
+        letters
+            .iter()
+            .map(|letter| (letter["id"].clone(), letter["payload"].clone(), letter["attributes"].clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(original(&again), original(&before));
+
+    configure_routes(folder, "#", "");
+    for millis in [2, 12, 30] {
+        let up = Up::start(folder, &[]);
+        let mut retry = start_retry(folder);
+        std::thread::sleep(Duration::from_millis(millis));
+        drop(up);
+        wait(&mut retry);
+    }
+    for millis in [5, 20] {
+        let mut retry = start_retry(folder);
+        std::thread::sleep(Duration::from_millis(millis));
+        retry.kill().unwrap();
+        retry.wait().unwrap();
+    }
+    let left = letters(folder, "dead").len() as u64;
+    let up = Up::start(folder, &[]);
+    let outputs = [(); 2].map(|()| start_retry(folder)).map(|child| child.wait_with_output().unwrap());
+    let done = outputs.map(|output| {
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(0), "{stdout}\n{stderr}");
+        count(&stdout)
+    });
+    assert_eq!(done.iter().sum::<u64>(), left, "{done:?}");
+    let (status, stderr) = up.stop();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    drain(folder);
+    assert_each_arrived_once(folder, &file);
+    assert_eq!((letters(folder, "dead").len(), letters(folder, "retried").len()), (0, 1_200));
+    let mut statement = warehouse(folder);
+    let rows = statement.transaction().unwrap();
+    for letter in &before {
+        let id = letter["id"].as_str().unwrap();
+        let row: Vec<u8> = rows
+            .query_row("SELECT CAST(payload AS BLOB) FROM messages WHERE message_id = ?1", [id], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        assert_eq!(row, letter["payload"].as_str().unwrap().as_bytes());
+    }
+}
+
+#[test]
+fn a_letter_of_ingestion_that_a_rule_ends_at_its_retry_is_a_skip_in_the_books() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    configure_routes(folder, "elsewhere/#", "");
+    feed(folder, &recording(folder, 1, 3));
+    configure_routes(folder, "#", "  min_payload: 32B\n");
+    // The good line is longer than the rule asks for, and poison is not.
+    let (stdout, _) = ok(folder, &["dead-letters", "retry", "--stage", "ingestion"]);
+    assert_eq!(count(&stdout), 4);
+    drain(folder);
+    let stored = warehouse_payloads(folder).len();
+    let (report, code) = books(folder);
+    assert_eq!((&report["balanced"], code), (&serde_json::json!(true), Some(0)), "{report:#}");
+    assert_eq!(report["stages"][0]["skipped"].as_u64().unwrap(), 4 - stored as u64, "{report:#}");
+    assert_eq!((stored, letters(folder, "dead").len()), (3, 0));
+}
+
 #[test]
 fn many_letters_are_touched_only_when_that_is_said() {
     let folder = tempfile::tempdir().unwrap();

@@ -7,16 +7,20 @@ use super::rows::{signed, unsigned};
 use super::schema::SCHEMA;
 use super::state::{Shared, TopicState};
 use super::{Bus, load_topics};
+use super::{BusPublisher, StoredLetter};
 use crate::Error;
 use crate::sqlite::{self, Writer};
-use messagepipeline::{Clock, ID_CONFLICT, Message, MessageId, Timestamp};
+use messagepipeline::{Clock, ID_CONFLICT, Message, MessageId, StageError, Timestamp};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, ToSql, params, params_from_iter};
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Letters of one transaction. Few enough that publishing beside it does not wait long.
 const PAGE: usize = 256;
+/// A page ends behind the letter with which those that are handed to the caller reach this many bytes.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Which dead letters; an absent field means all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,14 +83,28 @@ pub struct Decision {
 }
 
 /// What became of one page of letters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LetterPage {
     /// Letters that were retried or dropped.
     pub done: u64,
+    /// Letters whose message no topic has had yet. They wait: the caller sends the messages through the stage that
+    /// gave them up and then says what became of them, see [`LetterQueue::end`].
+    pub unpublished: Vec<StoredLetter>,
     /// Letters that cannot be retried: whose, and why.
     pub refused: Vec<(LetterKey, String)>,
     /// The last letter looked at, when there may be more behind it.
     pub next: Option<LetterKey>,
+}
+
+/// What became of a letter's message that its stage was given again.
+#[derive(Debug)]
+pub enum Retried {
+    /// The next stage has it.
+    Passed,
+    /// A rule ended it; its word.
+    Skipped(Cow<'static, str>),
+    /// It was refused again.
+    Failed(StageError),
 }
 
 /// Retries and drops dead letters.
@@ -140,7 +158,7 @@ impl LetterQueue {
         let (shared, now) = (Arc::clone(&self.shared), self.clock.now());
         let job = move |connection: &Connection| {
             let mut page = LetterPage::default();
-            let mut back = Vec::new();
+            let (mut back, mut bytes) = (Vec::new(), 0);
             for key in next_page(connection, &filter, after.as_ref(), &mut page)? {
                 match requeue(connection, &shared, &key)? {
                     Ok(requeued) => {
@@ -148,7 +166,15 @@ impl LetterQueue {
                         back.push(requeued);
                         page.done += 1;
                     }
-                    Err(why) => page.refused.push((key, why.to_owned())),
+                    Err(Kept::Refused(why)) => page.refused.push((key, why.to_owned())),
+                    Err(Kept::Unpublished(letter)) => {
+                        bytes += letter.message.weight();
+                        page.unpublished.push(*letter);
+                        if bytes >= PAGE_BYTES {
+                            page.next = Some(key);
+                            break;
+                        }
+                    }
                 }
             }
             Ok::<_, Error>((shared, back, page))
@@ -160,6 +186,40 @@ impl LetterQueue {
         };
         let (_, _, page) = self.writer.call_weighing(0, job, announce).await?;
         Ok(page)
+    }
+
+    /// Says what became of [`LetterPage::unpublished`]: what has passed its stage or was skipped ends, what was refused
+    /// is a letter again, with one retry more. A letter that somebody else has ended meanwhile stays as it is. Answers
+    /// how many have ended.
+    ///
+    /// # Errors
+    /// When the bus cannot be written; then no letter was touched.
+    pub async fn end(&self, retried: Vec<(LetterKey, Retried)>, decision: Decision) -> Result<u64, Error> {
+        let now = self.clock.now();
+        let job = move |connection: &Connection| {
+            let mut ended = 0;
+            for (key, retried) in &retried {
+                match retried {
+                    Retried::Passed => ended += mark(connection, key, "retried", &decision, now)?,
+                    Retried::Skipped(rule) => {
+                        let changed = mark(connection, key, "retried", &decision, now)?;
+                        if changed > 0 {
+                            skip(connection, key, rule)?;
+                        }
+                        ended += changed;
+                    }
+                    Retried::Failed(error) => refuse_again(connection, key, error, now)?,
+                }
+            }
+            Ok::<_, Error>(ended as u64)
+        };
+        self.writer.call(job).await
+    }
+
+    /// A publisher to `topic`, which may hold `max_bytes` of what is not settled; `None` when there is no such topic.
+    #[must_use]
+    pub fn publisher(&self, topic: &str, max_bytes: u64) -> Option<BusPublisher> {
+        Some(BusPublisher::new(self.shared.topic(topic)?, self.writer.clone(), max_bytes))
     }
 
     /// Marks the next letters of `filter` behind `after` as dropped by a person. Payload and attributes go; who, when
@@ -217,22 +277,47 @@ fn next_page(
     Ok(keys)
 }
 
-/// The row stays as the record of what was decided; what takes room goes.
+/// The row stays as the record of what was decided; what takes room goes. Answers how many there were (0 or 1).
 fn mark(
     connection: &Connection,
     (stage, id): &LetterKey,
     state: &str,
     decision: &Decision,
     now: Timestamp,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<usize> {
     let sql = "UPDATE dead_letters SET state = ?3, retries = retries + (?3 = 'retried'), payload = '', \
                    attributes = '{}', enrichment = NULL, bytes = 0, ended_at = ?4, ended_by = ?5, ended_why = ?6 \
                WHERE stage = ?1 AND id = ?2 AND state = 'dead'";
     let now = now.to_string();
     let id = id.to_string();
     let values: [&dyn ToSql; 6] = [stage, &id, &state, &now, &decision.by, &decision.why];
-    connection.prepare_cached(sql)?.execute(&values[..])?;
+    connection.prepare_cached(sql)?.execute(&values[..])
+}
+
+fn skip(connection: &Connection, (stage, id): &LetterKey, rule: &str) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO skips VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    connection.prepare_cached(sql)?.execute(params![stage, id.as_bytes().as_slice(), rule])?;
     Ok(())
+}
+
+fn refuse_again(
+    connection: &Connection,
+    (stage, id): &LetterKey,
+    error: &StageError,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let sql = "UPDATE dead_letters SET retries = retries + 1, reason = ?3, detail = ?4, dead_at = ?5, \
+                   bytes = bytes - octet_length(detail) + octet_length(?4) \
+               WHERE stage = ?1 AND id = ?2 AND state = 'dead'";
+    let values = params![stage, id.to_string(), error.reason(), error.detail(), now.to_string()];
+    connection.prepare_cached(sql)?.execute(values)?;
+    Ok(())
+}
+
+/// A letter that cannot be put back into its topic.
+enum Kept {
+    Refused(&'static str),
+    Unpublished(Box<StoredLetter>),
 }
 
 /// A message that is back in its topic's log.
@@ -260,21 +345,22 @@ fn requeue(
     connection: &Connection,
     shared: &Shared,
     (stage, id): &LetterKey,
-) -> Result<Result<Requeued, &'static str>, Error> {
+) -> Result<Result<Requeued, Kept>, Error> {
     let sql = format!("SELECT {LETTER_COLUMNS} FROM dead_letters WHERE stage = ?1 AND id = ?2");
     let letter = connection.prepare_cached(&sql)?.query_row(params![stage, id.to_string()], read_letter)?;
+    let refused = |why| Ok(Err(Kept::Refused(why)));
     if letter.reason == ID_CONFLICT {
-        return Ok(Err("its message id belongs to another message, so it would fail again"));
+        return refused("its message id belongs to another message, so it would fail again");
     }
-    let (Some(topic), Some(subscription)) = (letter.topic, letter.subscription) else {
-        return Ok(Err("it was given up before it reached the bus; let its device send it again"));
+    let (Some(topic), Some(subscription)) = (&letter.topic, &letter.subscription) else {
+        return Ok(Err(Kept::Unpublished(Box::new(letter))));
     };
-    let Some(topic) = shared.topic(&topic) else { return Ok(Err("its topic does not exist any more")) };
+    let Some(topic) = shared.topic(topic) else { return refused("its topic does not exist any more") };
     let Some(before) = place_of(connection, &topic, *id)? else {
-        return Ok(Err("its topic does not know its id any more"));
+        return refused("its topic does not know its id any more");
     };
     let seq = append_again(connection, &topic, &letter.message)?;
-    let settled = others_that_settled(connection, &topic, &subscription, before)?;
+    let settled = others_that_settled(connection, &topic, subscription, before)?;
     for other in &settled {
         add_settled(connection, *other, seq, seq)?;
     }

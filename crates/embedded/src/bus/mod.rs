@@ -29,7 +29,7 @@ mod state;
 pub use books::{BusReader, LetterCount, Sighting, SubscriptionBooks};
 pub use consumer::{BusConsumer, ConsumerOptions};
 pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, Ending, KILLS_PROCESS, StoredLetter};
-pub use letter_queue::{Decision, LetterFilter, LetterKey, LetterPage, LetterQueue};
+pub use letter_queue::{Decision, LetterFilter, LetterKey, LetterPage, LetterQueue, Retried};
 pub use parked::BusParkingLot;
 pub use publisher::BusPublisher;
 pub use retention::{Candidate, CandidatePage, Finished, Folded, IdLedger};

@@ -181,7 +181,8 @@ async fn prepare(
     http: Option<SocketAddr>,
 ) -> Result<control::Server, Failure> {
     folder.note_stores()?;
-    let orders = control::Server::start(folder, system.stores.bus.letter_queue()).await;
+    let letters = control::Letters::new(system.stores.bus.letter_queue(), system.ingest.clone());
+    let orders = control::Server::start(folder, letters).await;
     let orders = orders.map_err(Failure::failed)?;
     let Some(http) = http else { return Ok(orders) };
     match introduce(config, system.mqtt, http) {

@@ -6,12 +6,14 @@
 //! beyond it.
 
 mod client;
+mod letters;
 mod server;
 
 pub use client::Client;
+pub use letters::Letters;
 pub use server::{ControlError, Server};
 
-use embedded::bus::{Decision, LetterFilter, LetterKey, LetterQueue};
+use embedded::bus::LetterFilter;
 use messagepipeline::{MessageId, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -100,30 +102,6 @@ impl Request {
             since: time(&self.since)?,
             before: time(&self.before)?,
         })
-    }
-
-    /// Does it.
-    ///
-    /// # Errors
-    /// When the request makes no sense, or the bus cannot be written; for people.
-    pub async fn carry_out(&self, queue: &LetterQueue) -> Result<Answer, String> {
-        let filter = self.filter()?;
-        let after: Option<LetterKey> = match &self.after {
-            Some((stage, id)) => Some((stage.clone(), parse_id(id)?)),
-            None => None,
-        };
-        let decision = Decision { by: self.by.clone(), why: self.why.clone() };
-        let page = match self.operation {
-            Operation::Retry => queue.retry(filter, after, decision).await,
-            Operation::Drop => queue.drop_letters(filter, after, decision).await,
-        };
-        let page = page.map_err(|error| error.to_string())?;
-        let named = |(stage, id): LetterKey| (stage, id.to_string());
-        let refused = page.refused.into_iter().map(|(key, why)| {
-            let (stage, id) = named(key);
-            (stage, id, why)
-        });
-        Ok(Answer { done: page.done, refused: refused.collect(), next: page.next.map(named) })
     }
 }
 

@@ -1,12 +1,11 @@
 //! The side of the running process.
 
-use super::{Answer, Contact, Request};
+use super::{Answer, Contact, Letters, Request};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
-use embedded::bus::LetterQueue;
 use embedded::folder::DataFolder;
 use service_kit::admin::{self, AdminError, AdminServer};
 use std::fs::{self, File, OpenOptions};
@@ -44,7 +43,7 @@ pub struct Server {
 
 struct Shared {
     token: String,
-    queue: LetterQueue,
+    letters: Letters,
 }
 
 impl Server {
@@ -52,11 +51,11 @@ impl Server {
     ///
     /// # Errors
     /// When there is no port or the file cannot be written.
-    pub async fn start(folder: &DataFolder, queue: LetterQueue) -> Result<Self, ControlError> {
+    pub async fn start(folder: &DataFolder, letters: Letters) -> Result<Self, ControlError> {
         let file = folder.control();
         let failed = |source| ControlError::File { path: file.clone(), source };
         let token = secret().map_err(failed)?;
-        let shared = Arc::new(Shared { token: token.clone(), queue });
+        let shared = Arc::new(Shared { token: token.clone(), letters });
         let routes = Router::new().route("/dead-letters", post(dead_letters)).with_state(shared);
         let http = admin::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), routes).await?;
         write(&file, &Contact { address: http.local_addr(), token }).map_err(failed)?;
@@ -103,7 +102,7 @@ async fn dead_letters(
         Ok(request) => request,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),
     };
-    match request.carry_out(&shared.queue).await {
+    match shared.letters.carry_out(&request).await {
         Ok(answer) => {
             note(&request, &answer);
             (StatusCode::OK, serde_json::json!(answer).to_string())

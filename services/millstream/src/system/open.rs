@@ -38,6 +38,8 @@ pub struct System {
     pub services: Services,
     /// The stores.
     pub stores: Stores,
+    /// Ingestion's rules, for dead letters that are retried.
+    pub ingest: ingestion_service::Ingest,
     /// Forgets and removes what is old; `None` when everything is kept.
     pub(super) retention: Option<Retention>,
 }
@@ -89,6 +91,7 @@ impl System {
         for topic in plans.ingestion.topics() {
             publishers.insert(topic.clone(), stores.bus.publisher(topic).await?);
         }
+        let ingest = plans.ingestion.ingest(publishers.clone()).map_err(|mistakes| refused(&mistakes))?;
         let parts = ingestion_service::Parts {
             consumer: source.consumer,
             publishers,
@@ -99,7 +102,7 @@ impl System {
         let services =
             Services { ingestion, endpoint: source.endpoint, enrichment, background, warehouse, archive };
         let retention = Retention::new(config, folder, &stores, clock)?;
-        Ok(Self { mqtt: source.address, services, stores, retention })
+        Ok(Self { mqtt: source.address, services, stores, ingest, retention })
     }
 }
 

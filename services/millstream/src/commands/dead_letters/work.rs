@@ -1,14 +1,17 @@
 //! Retrying and dropping, in the running process or, where none runs, here.
 
 use super::{filter, message_id};
+use crate::check::RAW;
 use crate::cli::{Common, LetterWork};
 use crate::commands::stored;
-use crate::control::{Answer, Client, Operation, Request};
+use crate::config::Config;
+use crate::control::{Answer, Client, Letters, Operation, Request};
 use crate::output::{Failure, print, say};
 use embedded::bus::{BusReader, LetterFilter, LetterQueue};
 use embedded::folder::DataFolder;
-use messagepipeline::SystemClock;
+use messagepipeline::{Publisher, SystemClock};
 use service_kit::Exit;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -38,7 +41,7 @@ fn work(
     why: Option<String>,
 ) -> Result<Exit, Failure> {
     let filter = selected(letters)?;
-    let (_, folder) = stored(common)?;
+    let (config, folder) = stored(common)?;
     let bus = BusReader::open(folder.bus())?;
     let absent = say_absent(&bus, &filter)?;
     let dead = LetterFilter { state: Some("dead".to_owned()), ..filter.clone() };
@@ -52,7 +55,7 @@ fn work(
     let mut sums = Sums::default();
     if found > 0 {
         let mut request = Request::new(operation, &filter, operator(), why);
-        let desk = Desk::find(&folder)?;
+        let desk = Desk::find(&config, &folder)?;
         let worked = go_through(&desk, &mut request, &mut sums);
         desk.close();
         worked.map_err(|failure| sums.explain(failure, past))?;
@@ -137,17 +140,17 @@ enum Desk {
     /// In the process that runs the pipeline.
     Running(Client),
     /// Here: the folder's lock is ours meanwhile.
-    Here { queue: LetterQueue, runtime: Runtime, _folder: DataFolder },
+    Here { letters: Box<Letters>, runtime: Runtime, _folder: DataFolder },
 }
 
 impl Desk {
     /// Takes the folder, or finds the process that has it.
-    fn find(folder: &DataFolder) -> Result<Self, Failure> {
+    fn find(config: &Config, folder: &DataFolder) -> Result<Self, Failure> {
         let begun = Instant::now();
         loop {
             if !folder.is_in_use()? {
                 match DataFolder::open(folder.path()) {
-                    Ok(folder) => return Self::open(folder),
+                    Ok(folder) => return Self::open(config, folder),
                     // Somebody was faster.
                     Err(error) if error.reason() == "data-folder-in-use" => {}
                     Err(error) => return Err(error.into()),
@@ -168,23 +171,40 @@ impl Desk {
         }
     }
 
-    fn open(folder: DataFolder) -> Result<Self, Failure> {
+    fn open(config: &Config, folder: DataFolder) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let queue = LetterQueue::open(&folder.bus(), Arc::new(SystemClock))?;
-        Ok(Self::Here { queue, runtime, _folder: folder })
+        let letters = Box::new(Letters::new(queue.clone(), ingest(config, &queue)?));
+        Ok(Self::Here { letters, runtime, _folder: folder })
     }
 
     fn ask(&self, request: &Request) -> Result<Answer, String> {
         match self {
             Self::Running(client) => client.ask(request),
-            Self::Here { queue, runtime, .. } => runtime.block_on(request.carry_out(queue)),
+            Self::Here { letters, runtime, .. } => runtime.block_on(letters.carry_out(request)),
         }
     }
 
     fn close(self) {
-        if let Self::Here { queue, runtime, .. } = self {
-            // What was committed is on the disk; the next start reads the write-ahead log.
-            let _ = runtime.block_on(queue.close());
+        if let Self::Here { letters, runtime, .. } = self {
+            runtime.block_on(letters.close());
         }
     }
+}
+
+/// Ingestion's rules as the configuration has them now, over the topics that the bus has.
+fn ingest(config: &Config, queue: &LetterQueue) -> Result<ingestion_service::Ingest, Failure> {
+    let wrong = |mistakes: Vec<_>| {
+        let text: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        Failure::failed(format!("ingestion: {}; `millstream check` says where", text.join("; ")))
+    };
+    let plan = ingestion_service::Plan::new(&config.ingestion, &[RAW]).map_err(wrong)?;
+    let mut publishers: BTreeMap<String, Arc<dyn Publisher>> = BTreeMap::new();
+    for topic in plan.topics() {
+        let publisher = queue.publisher(topic, config.bus.max_size.bytes()).ok_or_else(|| {
+            Failure::failed(format!("the bus has no topic {topic} yet; start `millstream up` and try again"))
+        })?;
+        publishers.insert(topic.clone(), Arc::new(publisher));
+    }
+    plan.ingest(publishers).map_err(wrong)
 }
