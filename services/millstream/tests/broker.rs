@@ -14,7 +14,7 @@
 mod common;
 mod rig;
 
-use rig::devices::{self, Devices, Line, Payloads, Record, Version};
+use rig::devices::{self, Client, Devices, Line, Payloads, Record, Version};
 use rig::installation::{Installation, Process};
 use rig::proxy::{Proxy, Seen};
 use rig::stored;
@@ -29,10 +29,10 @@ const MESSAGES: usize = 20_000;
 /// What the broker may send without a PUBACK.
 const RECEIVE_MAXIMUM: usize = 200;
 const LINES: [Line; 4] = [
-    Line { version: Version::V5, window: 20 },
-    Line { version: Version::V311, window: 50 },
-    Line { version: Version::V5, window: 100 },
-    Line { version: Version::V311, window: 100 },
+    Line { client: Client::Rumqttc, version: Version::V5, window: 20 },
+    Line { client: Client::Rumqttc, version: Version::V311, window: 50 },
+    Line { client: Client::Rumqttc, version: Version::V5, window: 100 },
+    Line { client: Client::Rumqttc, version: Version::V311, window: 100 },
 ];
 
 /// Devices → mosquitto → proxy → `millstream up`.
@@ -68,7 +68,7 @@ impl Path {
         );
         let installation = Installation::new(&settings);
         installation.register(&devices::registry());
-        let devices = Devices::start(&payloads, broker.port(), 1, &LINES);
+        let devices = Devices::start(&payloads, broker.port(), &LINES);
         Some(Self { messages, broker, proxy, payloads, devices, installation })
     }
 

@@ -19,7 +19,7 @@ mod common;
 mod rig;
 mod torn;
 
-use rig::devices::{self, Devices, Line, Payloads, Record, Version};
+use rig::devices::{self, Client, Devices, Line, Payloads, Record, Version};
 use rig::installation::Installation;
 use rig::random::Random;
 use rig::stored::{self, Counts};
@@ -58,7 +58,7 @@ struct Campaign {
     name: &'static str,
     seed: u64,
     kills: usize,
-    qos: u8,
+    clients: [Client; 5],
     settings: String,
     /// Whether a message that was sent again may be there twice.
     doubles: bool,
@@ -83,7 +83,7 @@ impl Campaign {
             name,
             seed: number("MILLSTREAM_CAMPAIGN_SEED").unwrap_or_else(another_seed),
             kills: (kills / share).max(4),
-            qos: 1,
+            clients: [Client::Rumqttc; 5],
             settings: format!("{SETTINGS}{settings}"),
             doubles: true,
         }
@@ -114,12 +114,18 @@ impl Campaign {
         let mut random = Random::new(self.seed);
         let mut tally = Tally::default();
         let versions = [Version::V311, Version::V5, Version::V311, Version::V5, Version::V5];
-        tally.lines.extend(versions.map(|version| Line { version, window: 20 + random.below(81) }));
+        for (client, version) in self.clients.into_iter().zip(versions) {
+            tally.lines.push(Line { client, version, window: 20 + random.below(81) });
+        }
         let payloads = Arc::new(Payloads::new(self.name));
-        let devices = Devices::start(&payloads, installation.port, self.qos, &tally.lines);
+        let devices = Devices::start(&payloads, installation.port, &tally.lines);
         let mut start_up = Duration::from_millis(300);
         while tally.kills.len() < self.kills {
+            if 2 * tally.kills.len() >= self.kills {
+                devices.switch_off();
+            }
             self.kill(installation, &devices, &mut random, &mut start_up, &mut tally)?;
+            devices.sound()?;
             if random.below(3) == 0 {
                 tally.torn_logs += torn::tear_logs(&installation.data(), &mut random);
             }
@@ -138,11 +144,6 @@ impl Campaign {
         let bound = if self.doubles { tally.kills.len() * windows } else { 0 };
         if counts.doubles.len() > bound {
             return Err(format!("{} doubles where at most {bound} may be: {counts:?}", counts.doubles.len()));
-        }
-        // At QoS 1 the client keeps every message; at QoS 2 the exceptions must stay exceptions.
-        let most = if self.qos == 2 { counts.sent / 100 } else { 0 };
-        if record.abandoned.len() > most {
-            return Err(format!("the devices' client gave up {} of its messages", record.abandoned.len()));
         }
         Ok(self.report(&tally, &counts, &record))
     }
@@ -210,9 +211,9 @@ impl Campaign {
         let Tally { missed, torn_logs, torn_objects, .. } = tally;
         text.push_str(&format!(
             "  ended before the kill {missed}; torn logs {torn_logs}, torn objects {torn_objects}; \
-             windows {windows:?}, connections broken {}, given up by the client {}",
+             windows {windows:?}, connections broken {}, gone with a device {}",
             record.breaks,
-            record.abandoned.len()
+            record.gone.len()
         ));
         text
     }
@@ -248,8 +249,10 @@ fn kills_double_nothing_when_the_devices_number_their_messages() {
 }
 
 #[test]
-#[ignore = "in long runs two of five clients got no further after some forty kills; whose fault it is has to be found"]
 fn kills_lose_nothing_and_double_nothing_at_qos_2() {
-    let campaign = Campaign::new("crash campaign at QoS 2", 2, "");
-    Campaign { qos: 2, doubles: false, ..campaign }.prove();
+    // More than MQTT 5 clients may have in flight, so that their receive maximum is used up all the time.
+    let settings = "ingestion:\n  mqtt: {receive_maximum: 40}\n";
+    let campaign = Campaign::new("crash campaign at QoS 2", 2, settings);
+    let clients = [Client::Strict, Client::Strict, Client::Strict, Client::Strict, Client::Mortal];
+    Campaign { clients, doubles: false, ..campaign }.prove();
 }

@@ -294,7 +294,7 @@ impl Run {
 
     fn take(&mut self, answer: &Answer) {
         let Some((id, code)) = answer.puback() else { return };
-        let payload = self.open.remove(&id).expect("a PUBACK for what is in flight");
+        let payload = self.open.remove(&id).unwrap();
         if code < 0x80 {
             self.published.acked.insert(payload);
             self.acked.fetch_add(1, Ordering::SeqCst);

@@ -7,4 +7,8 @@ pub(crate) mod devices;
 pub(crate) mod installation;
 pub(crate) mod proxy;
 pub(crate) mod random;
+#[path = "../raw_mqtt/mod.rs"]
+mod raw_mqtt;
+mod rumqttc;
 pub(crate) mod stored;
+mod strict;
