@@ -22,6 +22,10 @@ const STATEMENTS: usize = 128;
 const WRITER_CACHE_KIB: i64 = 8 * 1024;
 /// Page cache of a connection that reads, in KiB. It reads each page about once; the kernel caches the file.
 const READER_CACHE_KIB: i64 = 1024;
+/// Pages (of 16 KiB, so 60 MiB) in the write-ahead log at which they are copied into the database. A page that is written
+/// again before is copied once, and in the bus most are: the messages on it are trimmed and others take their place.
+const CHECKPOINT_PAGES: u32 = 3_840;
+
 /// The kind of a database file and how its tables came to be.
 #[derive(Debug)]
 pub(crate) struct Schema {
@@ -60,6 +64,7 @@ pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Connection, Error> {
     check_kind(&connection, path, schema)?;
     bound_cache(&connection, WRITER_CACHE_KIB).map_err(located)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(located)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(located)?;
     migrate(&mut connection, path, schema)?;
     Ok(connection)
 }

@@ -8,8 +8,9 @@ use embedded::bus::{
 };
 use enrichment::{Parked, ParkingLot, Placed};
 use messagepipeline::{
-    BatchOutcome, Consumer, DeadLetter, DeadLetters, Digest, ErrorClass, ID_CONFLICT, IdGenerator, Message,
-    MessageId, Publisher, Settlement, Skipped, SystemClock, Timestamp, Verdict, all_done,
+    BatchOutcome, Consumer, DeadLetter, DeadLetters, Digest, Enrichment, ErrorClass, ID_CONFLICT,
+    IdGenerator, Message, MessageId, Publisher, Settlement, Skipped, SystemClock, Timestamp, Verdict,
+    all_done,
 };
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -121,6 +122,33 @@ async fn log_shrinks_to(path: &Path, rows: i64) {
         }
     };
     tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{} rows, not {rows}", count()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_gets_from_memory_exactly_what_is_on_the_disk() {
+    let rig = Rig::new(BusOptions::default()).await;
+    let mut published = messages(10_000);
+    for (n, message) in published.iter_mut().enumerate() {
+        let n = n.to_string();
+        message.attributes = [("device_id", &*n), ("empty", "")].into_iter().collect();
+        if n.len() % 2 == 0 {
+            message.enrichment = Enrichment::from_text(r#"{"location_id":"l"}"#).unwrap();
+        }
+    }
+    // More than memory keeps, so the beginning is read from the disk; the rest arrives while that is read.
+    let (before, during) = published.split_at(9_000);
+    for part in before.chunks(500) {
+        rig.publish(part).await;
+    }
+    let later = async {
+        for part in during.chunks(50) {
+            rig.publish(part).await;
+        }
+    };
+    let (delivered, ()) = tokio::join!(rig.settle(&rig.left, published.len(), Verdict::Ack), later);
+    assert_eq!(delivered, published);
+    let after = rig.after_a_kill().await;
+    assert_eq!(after.settle(&after.right, published.len(), Verdict::Ack).await, published);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use super::probation::Gate;
 use super::rows::{RowReader, signed};
 use super::schema::SCHEMA;
 use super::state::{Shared, SubscriptionState};
+use super::tail::Numbered;
 use crate::Error;
 use crate::sqlite::{Writer, open_reader};
 use messagepipeline::metric_names::{BUS_LEASES_EXPIRED, BUS_REDELIVERED};
@@ -212,7 +213,7 @@ impl Core {
             };
             match Arc::clone(&self).fetch(reader.take(), plan).await {
                 Ok((back, deliveries)) => {
-                    reader = Some(back);
+                    reader = back;
                     if !deliveries.is_empty() {
                         place.send(Ok(deliveries));
                     }
@@ -313,12 +314,20 @@ impl Core {
         plan
     }
 
-    /// Reads what the plan says and leases it. Runs to its end once begun.
+    /// Takes what the plan says, from memory when it is there, and leases it. Runs to its end once begun.
     async fn fetch(
         self: Arc<Self>,
         reader: Option<Reader>,
         plan: Plan,
-    ) -> Result<(Reader, Vec<Delivery>), Error> {
+    ) -> Result<(Option<Reader>, Vec<Delivery>), Error> {
+        if let Plan::Fresh { from, to, bytes } = plan
+            && let Some(recent) =
+                self.subscription.topic.tail.read(from, to, bytes.min(self.options.chunk_bytes))
+        {
+            let deliveries = self.lease(&plan, recent);
+            self.subscription.wake.notify_waiters();
+            return Ok((reader, deliveries));
+        }
         let core = Arc::clone(&self);
         let result = blocking(move || {
             let mut reader = match reader {
@@ -338,7 +347,7 @@ impl Core {
         match result {
             Ok((deliveries, reader)) => {
                 self.subscription.wake.notify_waiters();
-                Ok((reader, deliveries))
+                Ok((Some(reader), deliveries))
             }
             Err((plan, error)) => {
                 self.subscription.leases.lock().give_up_reading(Instant::now(), plan);
@@ -348,7 +357,7 @@ impl Core {
         }
     }
 
-    fn read(&self, reader: &mut Reader, plan: &Plan) -> rusqlite::Result<ReadRows> {
+    fn read(&self, reader: &mut Reader, plan: &Plan) -> rusqlite::Result<Numbered> {
         let sql = &self.subscription.topic.sql;
         let mut rows = reader.rows.begin();
         let mut complete = true;
@@ -373,11 +382,11 @@ impl Core {
                 }
             }
         }
-        Ok(ReadRows { messages: reader.rows.finish(rows)?, complete })
+        Ok(Numbered { messages: reader.rows.finish(rows)?, complete })
     }
 
     /// Turns what was read into deliveries.
-    fn lease(&self, plan: &Plan, read: ReadRows) -> Vec<Delivery> {
+    fn lease(&self, plan: &Plan, read: Numbered) -> Vec<Delivery> {
         let weight = |message: &messagepipeline::Message| u32::try_from(message.weight()).unwrap_or(u32::MAX);
         let numbers: Vec<_> = read.messages.iter().map(|(seq, message)| (*seq, weight(message))).collect();
         let last = numbers.last().map_or(0, |(seq, _)| *seq);
@@ -421,12 +430,6 @@ async fn pause(stop: &CancellationToken) -> bool {
         () = stop.cancelled() => false,
         () = tokio::time::sleep(READ_RETRY) => true,
     }
-}
-
-struct ReadRows {
-    messages: Vec<(u64, messagepipeline::Message)>,
-    /// All that was planned was read.
-    complete: bool,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {

@@ -107,6 +107,7 @@ impl Background for Housekeeping {
         for (topic, floor, trimmed) in self.moved.drain(..) {
             if result.is_ok() {
                 topic.floor.fetch_max(floor, Ordering::AcqRel);
+                topic.tail.forget(floor);
                 topic.trimmed.fetch_max(trimmed, Ordering::AcqRel);
             }
         }

@@ -4,7 +4,7 @@
 //!  publish ──► writer queue ──► ONE transaction ──► commit + sync ──► answers, consumers wake
 //!  verdicts ─► lease state ───────┘ also trims what every subscription has settled
 //!                  ▲
-//!  consumer ◄── pump reads a chunk ahead on a connection of its own ◄── log table of the topic
+//!  consumer ◄── pump takes a chunk ahead ◄── tail of the topic, or the log table on a connection of its own
 //! ```
 //!
 //! Durable are: the log, the ids that ever entered a topic, each subscription's cursor with what is settled above
@@ -25,6 +25,7 @@ mod runs;
 mod schema;
 mod sessions;
 mod state;
+mod tail;
 
 pub use books::{BusReader, LetterCount, Sighting, SubscriptionBooks};
 pub use consumer::{BusConsumer, ConsumerOptions};
@@ -371,8 +372,7 @@ fn load_subscription(
     let stored = stored.and_then(|text| serde_json::from_str(&text).ok());
     let delivered = unsigned(delivered);
     let start = Start { unclean, at: now.as_micros() };
-    let (probation, killer) =
-        Probation::start(stored, start, unsigned(cursor), delivered.min(topic.head()));
+    let (probation, killer) = Probation::start(stored, start, unsigned(cursor), delivered.min(topic.head()));
     // The end of the process before is charged once, also when this one ends before it hands anything out.
     connection.execute(
         "UPDATE subscriptions SET probation = ?2 WHERE id = ?1",

@@ -1,6 +1,6 @@
 //! Publishing: one job per call, idempotent by message id.
 
-use super::rows::{signed, unsigned};
+use super::rows::{copies, signed, unsigned};
 use super::state::TopicState;
 use crate::Error;
 use crate::sqlite::Writer;
@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use messagepipeline::metric_names::{BUS_DUPLICATES, BUS_PUBLISHED};
 use messagepipeline::{BatchOutcome, Digest, ErrorClass, ID_CONFLICT, Message, Publisher, StageError};
 use rusqlite::{Connection, params};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Publishes to one topic of the bus.
@@ -38,6 +39,7 @@ impl BusPublisher {
             move |appended: &Appended| {
                 this.published.increment(appended.stored);
                 this.duplicates.increment(appended.duplicates);
+                this.topic.tail.extend(appended.head + 1 - appended.stored, appended.copies.take());
                 this.topic.announce(appended.head);
             },
         );
@@ -73,6 +75,7 @@ impl std::fmt::Debug for BusPublisher {
 }
 
 /// What an append did.
+#[derive(Default)]
 struct Appended {
     /// The topic's highest sequence number after it.
     head: u64,
@@ -80,6 +83,8 @@ struct Appended {
     duplicates: u64,
     /// Indexes of messages whose id stands for other bytes, rising.
     conflicts: Vec<usize>,
+    /// What was stored, for the topic's tail.
+    copies: Cell<Vec<Message>>,
 }
 
 /// The topic's row.
@@ -101,7 +106,8 @@ fn append(
     if counters.bytes > 0 && counters.bytes.saturating_add(incoming) > max_bytes {
         return Err(full(topic, counters.bytes, max_bytes));
     }
-    let mut appended = Appended { head: 0, stored: 0, duplicates: 0, conflicts: Vec::new() };
+    let mut appended = Appended::default();
+    let mut stored = Vec::with_capacity(messages.len());
     let mut insert_id = connection.prepare_cached(&topic.sql.insert_id)?;
     let mut insert_message = connection.prepare_cached(&topic.sql.insert_message)?;
     for (index, message) in messages.iter().enumerate() {
@@ -126,11 +132,15 @@ fn append(
         counters.head = seq;
         counters.digest.insert(&message.id);
         counters.bytes += stored_bytes(message);
-        appended.stored += 1;
+        stored.push(message);
     }
+    appended.stored = stored.len() as u64;
     appended.head = counters.head;
     counters.duplicates += appended.duplicates;
     write_counters(connection, topic.id, &counters)?;
+    if topic.has_listeners() {
+        appended.copies = Cell::new(copies(&stored)?);
+    }
     Ok(appended)
 }
 
@@ -185,4 +195,58 @@ fn full(topic: &TopicState, bytes: u64, max_bytes: u64) -> Error {
             topic.name
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::bus::{Bus, BusOptions, ConsumerOptions, SubscriptionOptions};
+    use messagepipeline::{
+        BatchOutcome, Consumer, IdGenerator, Message, Publisher, SystemClock, Timestamp, all_done,
+    };
+    use std::sync::Arc;
+    use tokio::sync::oneshot;
+
+    fn messages(count: usize) -> Vec<Message> {
+        let ids = IdGenerator::default();
+        (0..count).map(|_| Message::new(ids.next_id(), "reading", Timestamp::from_micros(1))).collect()
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_commit_takes_back_is_never_delivered() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bus.db");
+        let bus = Bus::open(path, BusOptions::default(), Arc::new(SystemClock)).await.unwrap();
+        let topic = bus.topic("raw").await.unwrap();
+        let subscription = bus.subscription(&topic, "left", SubscriptionOptions::default()).await.unwrap();
+        let mut consumer = bus.consumer(&subscription, ConsumerOptions::default());
+        consumer.open().await.unwrap();
+        let publisher = bus.publisher(&topic);
+
+        // Both jobs below wait while this one runs, so they share a transaction; the second one makes its commit fail.
+        let (begin, begun) = oneshot::channel();
+        let (release, released) = std::sync::mpsc::sync_channel(1);
+        let hold = bus.writer.call(move |_| {
+            begin.send(()).unwrap();
+            released.recv().unwrap();
+            Ok::<_, crate::Error>(())
+        });
+        let together = async {
+            begun.await.unwrap();
+            let orphan = "PRAGMA defer_foreign_keys = ON; INSERT INTO settled VALUES (-1, 1, 1)";
+            let spoil = bus.writer.call(|connection| connection.execute_batch(orphan));
+            let release = async { release.send(()).unwrap() };
+            tokio::join!(publisher.publish(messages(10)), spoil, release)
+        };
+        let (held, (outcome, spoilt, ())) = tokio::join!(hold, together);
+        held.unwrap();
+        assert!(matches!(outcome, BatchOutcome::Failed(_)) && spoilt.is_err(), "{outcome:?}");
+
+        let stored = messages(3);
+        all_done(publisher.publish(stored.clone()).await).unwrap();
+        let (_, deliveries) = consumer.next().await.unwrap().unwrap().into_parts();
+        let delivered: Vec<_> = deliveries.into_iter().map(|delivery| delivery.message).collect();
+        assert_eq!(delivered, stored);
+        consumer.close().await.unwrap();
+        bus.close().await.unwrap();
+    }
 }

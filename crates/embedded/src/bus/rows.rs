@@ -13,6 +13,10 @@ const BUFFERS: usize = 3;
 /// Larger buffers are not kept; they come from messages that are unusually large.
 const BUFFER_BYTES: usize = 2 * 1024 * 1024;
 
+/// Messages up to this size together share a buffer of copies. Smaller ones cost more, larger ones stay longer in
+/// memory for the last message that somebody holds.
+const COPY_BYTES: usize = 64 * 1024;
+
 /// Different enrichment texts kept parsed; a text is shared by all messages of a device.
 const ENRICHMENTS: usize = 4_096;
 
@@ -49,6 +53,20 @@ impl Rows {
         self.buffer.len()
     }
 
+    fn push(&mut self, message: &Message) {
+        self.buffer.extend_from_slice(message.attributes.as_bytes());
+        let attributes_end = self.buffer.len();
+        self.buffer.extend_from_slice(&message.payload);
+        self.rows.push(RawRow {
+            seq: 0,
+            id: message.id,
+            publish_time: message.publish_time,
+            enrichment: message.enrichment.clone(),
+            attributes_end,
+            payload_end: self.buffer.len(),
+        });
+    }
+
     /// [`messages_of`] these rows.
     ///
     /// # Errors
@@ -66,8 +84,7 @@ fn messages_of(rows: Vec<RawRow>, buffer: &Bytes) -> rusqlite::Result<Vec<(u64, 
         let attributes = buffer.slice(start..row.attributes_end);
         let payload = buffer.slice(row.attributes_end..row.payload_end);
         start = row.payload_end;
-        messages
-            .push((row.seq, row_message(row.id, row.publish_time, row.enrichment, attributes, payload)?));
+        messages.push((row.seq, row_message(row.id, row.publish_time, row.enrichment, attributes, payload)?));
     }
     Ok(messages)
 }
@@ -81,6 +98,32 @@ fn row_message(
 ) -> rusqlite::Result<Message> {
     let attributes = Attributes::from_bytes(attributes).map_err(|error| damaged("attributes", error))?;
     Ok(Message { id, payload, attributes, publish_time, enrichment, attempt: 1 })
+}
+
+/// Copies of `messages` as a consumer gets them. Their bytes lie together in buffers of their own, so that nothing of
+/// what the messages were cut from stays in memory with them.
+///
+/// # Errors
+/// Never for attributes that were made by their own functions.
+pub(super) fn copies(messages: &[&Message]) -> rusqlite::Result<Vec<Message>> {
+    let size = |message: &Message| message.payload.len() + message.attributes.size();
+    let mut copied = Vec::with_capacity(messages.len());
+    let mut rest = messages;
+    while !rest.is_empty() {
+        let (mut count, mut bytes) = (0, 0);
+        while count < rest.len() && bytes < COPY_BYTES {
+            bytes += size(rest[count]);
+            count += 1;
+        }
+        let (group, later) = rest.split_at(count);
+        let mut rows = Rows { buffer: BytesMut::with_capacity(bytes), rows: Vec::with_capacity(count) };
+        for message in group {
+            rows.push(message);
+        }
+        copied.extend(rows.into_messages()?.into_iter().map(|(_, message)| message));
+        rest = later;
+    }
+    Ok(copied)
 }
 
 impl RowReader {

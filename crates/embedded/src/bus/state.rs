@@ -3,6 +3,7 @@
 use super::leases::Leases;
 use super::probation::Probation;
 use super::schema::TopicSql;
+use super::tail::Tail;
 use crate::Error;
 use parking_lot::{Mutex, RwLock};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,8 @@ pub(super) struct TopicState {
     pub(super) floor: AtomicU64,
     /// Everything up to it is gone from the log, on the disk.
     pub(super) trimmed: AtomicU64,
+    /// Its newest messages.
+    pub(super) tail: Tail,
     listeners: RwLock<Vec<Weak<SubscriptionState>>>,
 }
 
@@ -58,6 +61,7 @@ impl TopicState {
             head: AtomicU64::new(head),
             floor: AtomicU64::new(floor),
             trimmed: AtomicU64::new(trimmed),
+            tail: Tail::default(),
             listeners: RwLock::default(),
         })
     }
@@ -73,6 +77,11 @@ impl TopicState {
         for listener in self.listeners.read().iter().filter_map(Weak::upgrade) {
             listener.wake.notify_waiters();
         }
+    }
+
+    /// Whether some open subscription waits for its messages.
+    pub(super) fn has_listeners(&self) -> bool {
+        !self.listeners.read().is_empty()
     }
 
     /// Has `subscription` woken by [`TopicState::announce`].

@@ -22,7 +22,7 @@ const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Jobs in one transaction, so that none gets long.
 const TRANSACTION_JOBS: usize = 1_024;
 /// Size of the write-ahead log at which readers are waited for so that it can start again. Ordinary checkpoints
-/// (every 1,000 pages, 16 MB) reuse the file as soon as no reader is in it; this is for when they never meet such
+/// (every 60 MiB) reuse the file as soon as no reader is in it; this is for when they never meet such
 /// a moment.
 const WAL_LIMIT: u64 = 128 * 1024 * 1024;
 /// How long readers are waited for then; nothing is written meanwhile.
