@@ -16,20 +16,23 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use messagepipeline::{ErrorClass, Health, Shutdown, StageError};
 use serde_json::json;
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections served at a time; further ones wait in the kernel's queue. A few scrapers, probes and people.
+/// Connections served at a time; a further one takes the place of the oldest that waits for its client. A few
+/// scrapers, probes and people.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take for the head of a request, and keep a connection idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -177,29 +180,50 @@ impl Drop for AdminServer {
     }
 }
 
+/// A connection's place among those that are served.
+struct Place {
+    /// The connection is to end for the sake of another one.
+    yielded: CancellationToken,
+    /// Whether an answer is being made.
+    is_answering: AtomicBool,
+}
+
+/// Makes room for one more: an ended connection leaves, else the oldest one that waits for its client must, else the
+/// oldest. So clients that begin requests and do not finish them cannot keep a probe out.
+fn make_room(places: &mut VecDeque<Arc<Place>>) {
+    if places.len() < MAX_CONNECTIONS {
+        return;
+    }
+    // What has ended is held by nobody else.
+    places.retain(|place| Arc::strong_count(place) > 1);
+    if places.len() < MAX_CONNECTIONS {
+        return;
+    }
+    let waits = |place: &Arc<Place>| !place.is_answering.load(Ordering::Relaxed);
+    let oldest = places.iter().position(waits).unwrap_or(0);
+    if let Some(place) = places.remove(oldest) {
+        place.yielded.cancel();
+    }
+}
+
 async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken, connections: TaskTracker) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut places = VecDeque::with_capacity(MAX_CONNECTIONS);
     let mut failing = false;
     loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await.ok()?;
-            Some((listener.accept().await, place))
-        };
-        let (accepted, place) = tokio::select! {
+        let accepted = tokio::select! {
             () = stop.cancelled() => return,
-            next = next => match next {
-                Some(next) => next,
-                None => return,
-            },
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
                 failing = false;
-                let connection = serve_connection(stream, routes.clone(), stop.clone());
-                connections.spawn(async move {
-                    connection.await;
-                    drop(place);
+                make_room(&mut places);
+                let place = Arc::new(Place {
+                    yielded: CancellationToken::new(),
+                    is_answering: AtomicBool::new(false),
                 });
+                places.push_back(Arc::clone(&place));
+                connections.spawn(serve_connection(stream, routes.clone(), stop.clone(), place));
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -211,14 +235,26 @@ async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken, 
     }
 }
 
-async fn serve_connection(stream: TcpStream, routes: Router, stop: CancellationToken) {
+async fn serve_connection(stream: TcpStream, routes: Router, stop: CancellationToken, place: Arc<Place>) {
+    let routes = TowerToHyperService::new(routes);
+    let answer = |request| {
+        place.is_answering.store(true, Ordering::Relaxed);
+        let answer = routes.call(request);
+        let place = &place;
+        async move {
+            let answer = answer.await;
+            place.is_answering.store(false, Ordering::Relaxed);
+            answer
+        }
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(stream), service_fn(answer));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = place.yielded.cancelled() => return,
         () = async { tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(CONNECTION_LIFETIME) => {} } } => {
             connection.as_mut().graceful_shutdown();
             tokio::time::timeout(CLOSE_GRACE, connection).await.unwrap_or(Ok(()))

@@ -91,3 +91,22 @@ async fn a_client_that_does_not_finish_its_request_is_thrown_out() {
     let ended = tokio::time::timeout(Duration::from_secs(60), slow.read_to_end(&mut Vec::new())).await;
     assert!(ended.is_ok(), "it still has its place after a minute");
 }
+
+#[tokio::test]
+async fn a_probe_gets_its_answer_while_more_clients_than_there_are_places_do_not_finish_their_requests() {
+    let admin = start(&Health::new(), &Shutdown::new()).await;
+    let mut unfinished = Vec::new();
+    for _ in 0..200 {
+        let mut client = TcpStream::connect(admin.local_addr()).await.unwrap();
+        client.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        unfinished.push(client);
+    }
+    assert_eq!(ask(admin.local_addr(), "GET /healthz").await, (200, "OK".to_owned()));
+    // The oldest ones had to go, and the youngest one may still finish.
+    assert_eq!(unfinished[0].read(&mut [0; 8]).await.unwrap_or(0), 0);
+    let mut youngest = unfinished.pop().unwrap();
+    youngest.write_all(b"Host: test\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    youngest.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
