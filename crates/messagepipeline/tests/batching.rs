@@ -74,8 +74,10 @@ async fn a_group_is_flushed_when_full_when_old_and_at_stop() {
     assert_eq!(sizes(&processor), [100, 100, 50]);
     publisher.publish(messages("x", 7)).await;
     pass(Duration::from_secs(1)).await;
+    let asked = tokio::time::Instant::now();
     let summary = running.stop(DEADLINE).await.unwrap();
     assert_eq!((sizes(&processor), summary.done), (vec![100, 100, 50, 7], 257));
+    assert!(asked.elapsed() < Duration::from_secs(1), "a stop does not wait for the age");
 }
 
 #[tokio::test(start_paused = true)]
@@ -422,7 +424,11 @@ async fn the_last_flush_can_still_write() {
 async fn a_passed_deadline_gives_back_groups_and_calls_in_flight() {
     let consumer = ScriptedConsumer::of(messages("x", 30));
     let verdicts = consumer.verdicts();
-    let running = start(limits(20, MINUTE), consumer, Slow(Duration::from_secs(600))).await;
+    // The second group has no worker when the time is over.
+    let options = ServiceOptions { workers: 1, ..ServiceOptions::new("test") };
+    let slow = Slow(Duration::from_secs(600));
+    let service = BatchingService::new(options, limits(20, MINUTE), consumer, as_it_is(), slow);
+    let running = service.start().await.unwrap();
     pass(Duration::from_secs(1)).await;
     let error = running.stop(Duration::from_secs(5)).await.unwrap_err();
     let ServiceError::Timeout { summary } = error else { panic!("expected a timeout, got {error}") };

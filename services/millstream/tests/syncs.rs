@@ -12,7 +12,7 @@ mod raw_mqtt;
 
 use common::{Up, lines_of, millstream, recordings, small_recording, tool, until};
 use raw_mqtt::{Raw, packet, string};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -252,4 +252,74 @@ fn no_answer_leaves_before_the_sync_that_covers_it() {
     });
     assert_eq!((seen.pubacks, seen.pubrecs, seen.pubcomps), (expected, expected, expected));
     assert!(seen.writes > 0 && seen.session.is_some());
+}
+
+/// What the archive's index was written, and which temporary files were synced by then.
+#[derive(Default)]
+struct Objects {
+    syncing: HashMap<String, String>,
+    synced: HashSet<String>,
+    listed: usize,
+}
+
+impl Objects {
+    fn look_at(&mut self, line: &Line<'_>) {
+        match line.call {
+            "fdatasync" | "fsync" => self.sync(line),
+            "write" | "pwrite64" | "pwritev" if line.file.ends_with("/archive.db-wal") => {
+                self.write(&line.bytes);
+            }
+            _ => {}
+        }
+    }
+
+    fn sync(&mut self, line: &Line<'_>) {
+        if line.begins && line.file.contains("/archive-tmp/") {
+            self.syncing.insert(line.thread.to_owned(), line.file.clone());
+        }
+        if line.ends
+            && let Some(file) = self.syncing.remove(line.thread)
+            && let Some((_, name)) = file.rsplit_once('/')
+        {
+            self.synced.insert(name.to_owned());
+        }
+    }
+
+    /// A temporary file is called `<id>.jsonl.gz.<number>`; of a finished object the number is missing.
+    fn write(&mut self, bytes: &[u8]) {
+        const ID: usize = 36;
+        const END: &[u8] = b".jsonl.gz.";
+        for at in (ID..bytes.len()).filter(|at| bytes[*at..].starts_with(END)) {
+            let digits = bytes[at + END.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+            // The next column begins right behind the number, with another text or number; the first digit is enough.
+            if digits.count() == 0 {
+                continue;
+            }
+            let name = String::from_utf8_lossy(&bytes[at - ID..at + END.len()]).into_owned();
+            assert!(
+                self.synced.iter().any(|file| file.starts_with(&name)),
+                "{name} is listed before its file was synced"
+            );
+            self.listed += 1;
+        }
+    }
+}
+
+#[test]
+fn no_object_is_listed_before_its_file_is_synced() {
+    let Some(strace) = tool("syncs", "strace") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let recording = small_recording(folder.path(), "small.ndjson", 10, 7);
+    let trace = folder.path().join("trace.txt");
+    let up = Up::launch(traced(&strace, folder.path(), &trace), &[]);
+    converse(up.mqtt, &lines_of(&[recording]));
+    let (status, said) = up.stop();
+    assert_eq!(status.code(), Some(0), "{said}");
+    let mut seen = Objects::default();
+    until("the trace is complete", || {
+        seen = Objects::default();
+        let text = String::from_utf8(std::fs::read(&trace).unwrap()).unwrap();
+        text.lines().filter_map(parse).for_each(|line| seen.look_at(&line));
+        seen.listed > 0
+    });
 }

@@ -139,3 +139,21 @@ async fn a_failed_message_closes_the_connection_without_its_puback_and_comes_aga
         client.expect(&puback(2)).await;
     }
 }
+
+#[tokio::test]
+async fn every_message_has_an_id_of_its_own_whatever_its_packet_identifier() {
+    let mut rig = Rig::new().await;
+    let mut client = rig.client(V311).await;
+    let mut ids = std::collections::HashSet::new();
+    for round in [b"a", b"b"] {
+        client
+            .send(&[publish(4, 0, "t", round), publish(4, 0, "t", round), publish(4, 7, "t", round)].concat())
+            .await;
+        for (message, ack) in rig.take(3).await {
+            ids.insert(message.id);
+            ack.ack();
+        }
+        client.expect(&puback(7)).await;
+    }
+    assert_eq!(ids.len(), 6);
+}

@@ -43,6 +43,25 @@ async fn drain_hands_out_all_that_was_read_writes_pubacks_and_then_ends() {
 }
 
 #[tokio::test]
+async fn drain_hands_out_what_had_no_place_in_the_window_of_its_client() {
+    let mut rig = Rig::with(|options| options.receive_maximum = 1).await;
+    let mut client = rig.client(V311).await;
+    client.send(&[publish(4, 1, "t", b"1"), publish(4, 2, "t", b"2")].concat()).await;
+    let (_, first) = rig.take(1).await.remove(0);
+    rig.handle.drain();
+    // So that the connection sees the drain before there is room.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    first.ack();
+    client.expect(&puback(1)).await;
+    let (second, ack) = rig.take(1).await.remove(0);
+    assert_eq!(&second.payload[..], b"2");
+    ack.ack();
+    client.expect(&puback(2)).await;
+}
+
+#[tokio::test]
 async fn dropping_the_consumer_cuts_every_connection() {
     let rig = Rig::new().await;
     let mut client = rig.client(V5).await;
