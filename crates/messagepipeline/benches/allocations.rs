@@ -40,33 +40,42 @@ impl BatchProcessor<usize> for PassThrough {
     }
 }
 
-fn count<F>(work: F) -> f64
+fn count<F>(source: Source, work: impl FnOnce(Source) -> F) -> f64
 where
     F: Future<Output = Summary> + Send + 'static,
 {
+    let books = source.books();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let region = Region::new(ALLOCATOR);
-    let summary = runtime.block_on(async { tokio::spawn(work).await.unwrap() });
+    let summary = runtime.block_on(async { tokio::spawn(work(source)).await.unwrap() });
     assert_eq!(summary.done, MESSAGES as u64, "{summary}");
     let change = region.change();
+    books.check(MESSAGES);
     (change.allocations + change.reallocations) as f64 / MESSAGES as f64
 }
 
 fn main() {
     let length = |message: &Message| Outcome::Emit(message.payload.len());
     let options = || ServiceOptions { workers: 4, ..ServiceOptions::new("bench") };
-    let source = count(drain(Source::new(MESSAGES, false)));
-    let streaming =
-        StreamingService::new(options(), Source::new(MESSAGES, false), transform_fn(length), PassThrough);
-    let streaming = count(async { streaming.run(Shutdown::new()).await.unwrap() });
-    println!("streaming: {:.3} allocations per message of its own", streaming - source);
+    let new_source = || Source::new(MESSAGES, false);
+    let source = count(new_source(), drain);
+    let streaming = count(new_source(), |source| async {
+        let service = StreamingService::new(options(), source, transform_fn(length), PassThrough);
+        service.run(Shutdown::new()).await.unwrap()
+    });
+    report("streaming", streaming - source);
     for size in [100, 1_000] {
         let limits = BatchLimits { count: size, ..BatchLimits::default() };
-        let source_of_batches = Source::new(MESSAGES, false);
-        let batching =
-            BatchingService::new(options(), limits, source_of_batches, transform_fn(length), PassThrough);
-        let batching = count(async { batching.run(Shutdown::new()).await.unwrap() });
-        println!("batching, {size} a batch: {:.3} allocations per message of its own", batching - source);
+        let batching = count(new_source(), |source| async move {
+            let service = BatchingService::new(options(), limits, source, transform_fn(length), PassThrough);
+            service.run(Shutdown::new()).await.unwrap()
+        });
+        report(&format!("batching, {size} a batch"), batching - source);
     }
+}
+
+fn report(name: &str, allocations: f64) {
+    println!("{name}: {allocations:.3} allocations per message of its own");
+    println!("figure\tcore: allocations, {name}\t{allocations:.3}\tper message");
 }

@@ -2,7 +2,7 @@
 //! `cargo bench -p messagepipeline [-- MESSAGES] [PART-OF-A-NAME]`.
 //!
 //! The source builds each message, keeps an ordered window of acknowledgements and bounds what is outstanding, as a
-//! real consumer does; its own cost is measured beside the services'. Every settlement is counted. CPU time is the
+//! real consumer does; its own cost is measured beside the services'. That each message is acknowledged once is checked. CPU time is the
 //! process's, so that helper threads count too. The JSON rows play recordings (`MILLSTREAM_RECORDINGS` names a folder
 //! of gzipped ones) or made up messages of their size.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program that prints a table")]
@@ -17,6 +17,9 @@ use serde::Deserialize;
 use source::{Source, drain};
 use std::io::Read;
 use std::time::Duration;
+
+/// Runs of each measurement; the median is printed.
+const RUNS: usize = 5;
 
 struct PassThrough;
 
@@ -100,8 +103,9 @@ fn measure_json(threads: usize) {
     let payloads = payloads();
     let count = payloads.len() * 20;
     for parser in ["serde_json", "sonic-rs"] {
-        measure(&format!("JSON to a typed value, two fields set, {parser}"), threads, count, || {
-            let source = Source::of_payloads(count, payloads.clone());
+        let name = format!("JSON to a typed value, two fields set, {parser}");
+        let source = || Source::of_payloads(count, payloads.clone());
+        measure(&name, threads, count, source, |source| {
             let transform = move |message: &Message| match parser {
                 "serde_json" => set_two(&message.payload, |bytes| serde_json::from_slice(bytes).ok()),
                 _ => set_two(&message.payload, |bytes| sonic_rs::from_slice(bytes).ok()),
@@ -126,8 +130,14 @@ fn cpu_seconds() -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-fn measure<F>(name: &str, threads: usize, count: usize, work: impl Fn() -> F)
-where
+/// Lets `work` take all messages of a source, five times, and prints the median of the rates.
+fn measure<F>(
+    name: &str,
+    threads: usize,
+    count: usize,
+    source: impl Fn() -> Source,
+    work: impl Fn(Source) -> F,
+) where
     F: Future<Output = Summary> + Send + 'static,
 {
     let wanted =
@@ -137,16 +147,22 @@ where
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(threads).enable_time().build().unwrap();
-    let mut rates: Vec<f64> = (0..3)
+    let mut rates: Vec<f64> = (0..RUNS)
         .map(|_| {
+            let source = source();
+            let books = source.books();
             let begun = cpu_seconds();
-            let summary = runtime.block_on(async { tokio::spawn(work()).await.unwrap() });
+            let summary = runtime.block_on(async { tokio::spawn(work(source)).await.unwrap() });
+            let seconds = cpu_seconds() - begun;
             assert_eq!(summary.done, count as u64, "{summary}");
-            count as f64 / 1e6 / (cpu_seconds() - begun)
+            books.check(count);
+            count as f64 / 1e6 / seconds
         })
         .collect();
     rates.sort_by(f64::total_cmp);
-    println!("{name:<44} {threads} thread(s)  {:6.1} M messages per CPU-second", rates[1]);
+    let rate = rates[RUNS / 2];
+    println!("{name:<44} {threads} thread(s)  {rate:6.2} M messages per CPU-second");
+    println!("figure\tcore: {name}, {threads} thread(s)\t{rate:.3}\tM messages per CPU-second");
 }
 
 fn options(workers: usize) -> ServiceOptions {
@@ -157,32 +173,36 @@ fn main() {
     let count = std::env::args().find_map(|text| text.parse().ok()).unwrap_or(20_000_000);
     for threads in [1, 2] {
         measure_json(threads);
-        measure("the source alone", threads, count, || drain(Source::new(count, false)));
-        measure("the source alone, 5 attributes", threads, count, || drain(Source::new(count, true)));
-        for (attributes, workers) in [(false, 1), (false, 4), (false, 16), (true, 4)] {
-            let name =
-                format!("streaming, {workers} workers{}", if attributes { ", 5 attributes" } else { "" });
-            measure(&name, threads, count, || async move {
-                let source = Source::new(count, attributes);
-                let service =
-                    StreamingService::new(options(workers), source, transform_fn(length), PassThrough);
-                service.run(Shutdown::new()).await.unwrap()
+        let (plain, with_attributes) = (|| Source::new(count, false), || Source::new(count, true));
+        measure("the source alone", threads, count, plain, drain);
+        measure("the source alone, 5 attributes", threads, count, with_attributes, drain);
+        for workers in [1, 4, 16] {
+            measure(&format!("streaming, {workers} workers"), threads, count, plain, |source| {
+                stream(source, workers, PassThrough)
             });
         }
-        measure("streaming, 16 workers, each call waits", threads, count / 4, || async move {
-            let source = Source::new(count / 4, false);
-            let service = StreamingService::new(options(16), source, transform_fn(length), Yielding);
-            service.run(Shutdown::new()).await.unwrap()
+        measure("streaming, 4 workers, 5 attributes", threads, count, with_attributes, |source| {
+            stream(source, 4, PassThrough)
+        });
+        let fewer = || Source::new(count / 4, false);
+        measure("streaming, 16 workers, each call waits", threads, count / 4, fewer, |source| {
+            stream(source, 16, Yielding)
         });
         for size in [100, 1_000] {
-            measure(&format!("batching, {size} a batch"), threads, count, || async move {
-                let limits =
-                    BatchLimits { count: size, age: Duration::from_secs(1), ..BatchLimits::default() };
-                let source = Source::new(count, false);
-                let service =
-                    BatchingService::new(options(4), limits, source, transform_fn(length), PassThrough);
-                service.run(Shutdown::new()).await.unwrap()
+            measure(&format!("batching, {size} a batch"), threads, count, plain, |source| {
+                batch(source, size)
             });
         }
     }
+}
+
+async fn stream(source: Source, workers: usize, processor: impl StreamProcessor<usize> + 'static) -> Summary {
+    let service = StreamingService::new(options(workers), source, transform_fn(length), processor);
+    service.run(Shutdown::new()).await.unwrap()
+}
+
+async fn batch(source: Source, size: usize) -> Summary {
+    let limits = BatchLimits { count: size, age: Duration::from_secs(1), ..BatchLimits::default() };
+    let service = BatchingService::new(options(4), limits, source, transform_fn(length), PassThrough);
+    service.run(Shutdown::new()).await.unwrap()
 }

@@ -99,11 +99,23 @@ impl Attributes {
     pub fn from_pairs(pairs: &[(&str, &str)]) -> Self {
         let room = pairs.iter().map(|(key, value)| AttributesBuilder::room(key, value)).sum();
         let mut builder = AttributesBuilder::with_capacity(room);
+        let are_unique = are_unique(pairs);
         for (key, value) in pairs {
-            builder.set(key, value);
+            if are_unique {
+                builder.append(key, value);
+            } else {
+                builder.set(key, value);
+            }
         }
         builder.build()
     }
+}
+
+/// Whether no key stands there twice. Keys too long to be kept whole do not count as unique.
+fn are_unique(pairs: &[(&str, &str)]) -> bool {
+    pairs.iter().enumerate().all(|(at, (key, _))| {
+        key.len() <= usize::from(u16::MAX) && pairs[..at].iter().all(|(other, _)| other != key)
+    })
 }
 
 fn split_first(buffer: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
@@ -152,16 +164,24 @@ impl AttributesBuilder {
     /// (no protocol we read from allows them).
     pub fn set(&mut self, key: &str, value: &str) -> &mut Self {
         let key = &key[..key.floor_char_boundary(usize::from(u16::MAX))];
-        let value = &value[..value.floor_char_boundary(u32::MAX as usize)];
         self.remove(key);
+        self.append(key, value);
+        self
+    }
+
+    /// Adds `key`, which is not there yet and fits its length field.
+    #[inline]
+    fn append(&mut self, key: &str, value: &str) {
+        let value = &value[..value.floor_char_boundary(u32::MAX as usize)];
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "the caller has cut the key, the line above the value"
+        )]
+        let lengths = u64::from(key.len() as u16) | u64::from(value.len() as u32) << 16;
         self.0.reserve(Self::room(key, value));
-        #[allow(clippy::cast_possible_truncation, reason = "both were cut to fit just above")]
-        let (key_len, value_len) = ((key.len() as u16).to_le_bytes(), (value.len() as u32).to_le_bytes());
-        let header = [key_len[0], key_len[1], value_len[0], value_len[1], value_len[2], value_len[3]];
-        self.0.extend_from_slice(&header);
+        self.0.extend_from_slice(&lengths.to_le_bytes()[..HEADER]);
         self.0.extend_from_slice(key.as_bytes());
         self.0.extend_from_slice(value.as_bytes());
-        self
     }
 
     /// Removes `key` if it is there.
@@ -217,6 +237,10 @@ mod tests {
             builder.remove(&removed);
             model.remove(&removed);
             let built = Attributes::from_bytes(builder.build().as_bytes().clone()).unwrap();
+            let texts: Vec<_> = pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            let mut at_once = Attributes::from_pairs(&texts).edit();
+            at_once.remove(&removed);
+            prop_assert_eq!(at_once.build(), built.clone());
             let read: BTreeMap<_, _> = built.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
             prop_assert_eq!(&read, &model);
             for key in model.keys() {

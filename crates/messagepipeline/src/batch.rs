@@ -24,8 +24,9 @@ where
     T: Send + Sync,
     P: BatchProcessor<T>,
 {
-    let mut open = vec![Part { owed, history: None }];
-    while let Some(part) = open.pop() {
+    let mut open = Vec::new();
+    let mut next = Some(Part { owed, history: None });
+    while let Some(part) = next.take().or_else(|| open.pop()) {
         match call(&stage, &*processor, &part.owed.entries).await {
             Answer::Outcome(BatchOutcome::Done) => part.owed.settle_all(Fate::Done),
             Answer::Outcome(BatchOutcome::Each(results)) => open.extend(decide(&stage, part, results).await),

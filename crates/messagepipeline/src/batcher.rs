@@ -1,5 +1,6 @@
 //! Grouping without keys, as pure state: a function of what is added and of the `now` handed in.
 
+use std::iter::Peekable;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -53,6 +54,10 @@ pub enum FlushReason {
 }
 
 impl FlushReason {
+    /// All of them, in the order of their declaration.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Count, Self::Bytes, Self::Age, Self::Memory, Self::Idle, Self::Shutdown];
+
     /// The word in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -98,7 +103,11 @@ impl<T> Group<T> {
 
     /// Whether an item of `bytes` bytes still fits; the first one always does.
     pub(crate) fn fits(&self, bytes: usize, limits: &BatchLimits) -> bool {
-        self.items.is_empty() || self.bytes.saturating_add(bytes) <= limits.bytes
+        self.items.is_empty() || self.has_room(bytes, limits)
+    }
+
+    fn has_room(&self, bytes: usize, limits: &BatchLimits) -> bool {
+        self.bytes.saturating_add(bytes) <= limits.bytes
     }
 
     /// Adds an item; answers why the group is full now, if it is.
@@ -106,13 +115,39 @@ impl<T> Group<T> {
     pub(crate) fn push(&mut self, item: T, bytes: usize, limits: &BatchLimits) -> Option<FlushReason> {
         self.items.push(item);
         self.bytes = self.bytes.saturating_add(bytes);
-        if self.items.len() >= limits.count {
+        self.full_with(self.items.len(), limits)
+    }
+
+    /// Why the group is full with `items` items, if it is.
+    fn full_with(&self, items: usize, limits: &BatchLimits) -> Option<FlushReason> {
+        if items >= limits.count {
             Some(FlushReason::Count)
         } else if self.bytes >= limits.bytes {
             Some(FlushReason::Bytes)
         } else {
             None
         }
+    }
+
+    /// Takes the bytes of as many items as fit; answers how many these are, and why the group is full with them, if
+    /// it is. The caller adds the items.
+    fn take_bytes(
+        &mut self,
+        weights: &mut Peekable<impl Iterator<Item = usize>>,
+        limits: &BatchLimits,
+    ) -> (usize, Option<FlushReason>) {
+        let mut count = 0;
+        while let Some(bytes) =
+            weights.next_if(|bytes| count + self.items.len() == 0 || self.has_room(*bytes, limits))
+        {
+            count += 1;
+            self.bytes = self.bytes.saturating_add(bytes);
+            let full = self.full_with(self.items.len() + count, limits);
+            if full.is_some() {
+                return (count, full);
+            }
+        }
+        (count, None)
     }
 
     /// When it reaches its age; `None` if it never does.
@@ -161,6 +196,33 @@ impl<T> Batcher<T> {
         }
     }
 
+    /// Adds items one after the other, as [`Batcher::add`] does. Each is moved once only, because first it is looked
+    /// up how many of them go into the same group: `weights` are their bytes.
+    pub(crate) fn extend(
+        &mut self,
+        mut items: impl Iterator<Item = T>,
+        weights: impl Iterator<Item = usize>,
+        now: Instant,
+        mut flushed: impl FnMut(Flush<T>),
+    ) {
+        let mut weights = weights.peekable();
+        while let Some(&first) = weights.peek() {
+            if let Some(full) = self.group.take_if(|group| !group.fits(first, &self.limits)) {
+                self.last = full.items.len();
+                flushed(full.flush(FlushReason::Bytes));
+            }
+            let group = self.group.get_or_insert_with(|| Group::open(now, self.last));
+            let (count, reason) = group.take_bytes(&mut weights, &self.limits);
+            group.items.extend(items.by_ref().take(count));
+            if let Some(reason) = reason
+                && let Some(full) = self.group.take()
+            {
+                self.last = full.items.len();
+                flushed(full.flush(reason));
+            }
+        }
+    }
+
     /// The group, if it has reached its age.
     pub fn pop_due(&mut self, now: Instant) -> Option<Flush<T>> {
         let due = self.group.take_if(|group| group.is_due(&self.limits, now))?;
@@ -197,5 +259,32 @@ impl<T> Batcher<T> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.group.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn items_added_at_once_are_grouped_like_items_added_singly(
+            chunks in proptest::collection::vec(proptest::collection::vec(0..120usize, 0..12), 0..8),
+        ) {
+            let limits = BatchLimits { count: 5, bytes: 200, ..BatchLimits::default() };
+            let now = Instant::now();
+            let (mut single, mut whole) = (Batcher::new(limits), Batcher::new(limits));
+            let (mut expected, mut got) = (Vec::new(), Vec::new());
+            for chunk in chunks {
+                for bytes in &chunk {
+                    single.add(*bytes, *bytes, now, |flush| expected.push(flush));
+                }
+                whole.extend(chunk.iter().copied(), chunk.iter().copied(), now, |flush| got.push(flush));
+                prop_assert_eq!(&got, &expected);
+                prop_assert_eq!((whole.bytes(), whole.is_empty()), (single.bytes(), single.is_empty()));
+            }
+            prop_assert_eq!(whole.pop_oldest(FlushReason::Idle), single.pop_oldest(FlushReason::Idle));
+        }
     }
 }

@@ -318,7 +318,7 @@ where
         let now = Instant::now();
         while self.under_way.processing < self.stage.workers() {
             let Some(flush) = self.next_flush(mode, now) else { break };
-            self.stage.metrics.flushed(self.stage.name(), flush.reason);
+            self.stage.metrics.flushed(flush.reason);
             let owed = self.origins.owed(&self.stage, flush.items);
             let (stage, processor) = (Arc::clone(&self.stage), Arc::clone(&self.processor));
             self.spawn(Work::Process, flush.bytes, async move {

@@ -52,10 +52,8 @@ impl<T: Send> Grouping<T> for Batcher<Item<T>> {
         now: Instant,
         full: &mut VecDeque<Flush<Item<T>>>,
     ) -> Vec<Item<T>> {
-        for item in emitted.into_items() {
-            let bytes = item.message.weight();
-            self.add(item, bytes, now, |flush| full.push_back(flush));
-        }
+        let weights: Vec<_> = emitted.deliveries.iter().map(|delivery| delivery.message.weight()).collect();
+        self.extend(emitted.into_items(), weights.into_iter(), now, |flush| full.push_back(flush));
         Vec::new()
     }
 

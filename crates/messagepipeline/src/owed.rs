@@ -46,6 +46,7 @@ pub(crate) type Origins = Vec<(Arc<dyn Settle>, usize)>;
 pub(crate) struct Ledger {
     stage: Arc<Stage>,
     origins: Origins,
+    /// Which entries have their verdict; as long as the last entry that has one.
     decided: Vec<bool>,
     noted: Vec<Settlement>,
     noted_origin: usize,
@@ -61,8 +62,8 @@ impl Owed<Delivery> {
         stage.received(count);
         let mut owed = Self::empty(stage);
         owed.entries = entries;
-        owed.ledger.decided = vec![false; count];
-        owed.ledger.noted.reserve(count);
+        owed.ledger.decided.reserve_exact(count);
+        owed.ledger.noted.reserve_exact(count);
         owed.ledger.origins.push((settle, count));
         owed
     }
@@ -90,7 +91,6 @@ impl<E: Entry> Owed<E> {
     /// Takes over entries from several origins.
     pub(crate) fn from_origins(stage: &Arc<Stage>, entries: Vec<E>, origins: Origins) -> Self {
         let mut owed = Self::empty(stage);
-        owed.ledger.decided = vec![false; entries.len()];
         owed.ledger.origins = origins;
         owed.entries = entries;
         owed
@@ -119,17 +119,31 @@ impl<E: Entry> Owed<E> {
 
     /// One verdict for all that have none.
     pub(crate) fn settle_all(mut self, fate: Fate) {
-        self.note_rest(fate);
+        self.settle_rest(fate);
     }
 
-    fn note_rest(&mut self, fate: Fate) {
-        self.ledger.noted.reserve(self.entries.len());
-        for (index, entry) in self.entries.iter().enumerate() {
-            if !self.ledger.decided[index] {
-                self.ledger.note(index, entry.token(), fate);
-            }
-        }
+    /// Nothing is left that would need a mark of its verdict.
+    fn settle_rest(&mut self, fate: Fate) {
         self.ledger.report();
+        let Ledger { stage, origins, decided, noted, tally, .. } = &mut self.ledger;
+        let verdict = fate.verdict();
+        let mut start = 0;
+        for (settle, end) in origins.iter() {
+            noted.reserve(end - start);
+            let is_open = |index: usize| !decided.get(index).is_some_and(|is_decided| *is_decided);
+            let open = self.entries[start..*end].iter().zip(start..).filter(|(_, index)| is_open(*index));
+            noted.extend(open.map(|(entry, _)| Settlement { token: entry.token(), verdict }));
+            if !noted.is_empty() {
+                tally.add_many(fate, noted.len());
+                settle.settle(noted);
+                noted.clear();
+            }
+            start = *end;
+        }
+        if !tally.is_empty() {
+            stage.settled(&std::mem::take(tally));
+        }
+        self.entries.clear();
     }
 
     /// Gives up on the entries at these indices for the reasons beside them.
@@ -157,7 +171,7 @@ impl<E: Entry> Owed<E> {
             while self.ledger.origins[origin].1 <= index {
                 origin += 1;
             }
-            if !decided[index] {
+            if !decided.get(index).is_some_and(|is_decided| *is_decided) {
                 let side = if is_left(index) { &mut left } else { &mut right };
                 side.push(entry, &self.ledger.origins[origin].0);
             }
@@ -173,7 +187,6 @@ impl<E: Entry> Owed<E> {
 
     fn push(&mut self, entry: E, settle: &Arc<dyn Settle>) {
         self.entries.push(entry);
-        self.ledger.decided.push(false);
         let end = self.entries.len();
         match self.ledger.origins.last_mut() {
             Some((last, last_end)) if Arc::ptr_eq(last, settle) => *last_end = end,
@@ -189,6 +202,9 @@ impl Ledger {
         if !self.noted_range.contains(&index) {
             self.report();
             self.turn_to_origin_of(index);
+        }
+        if self.decided.len() <= index {
+            self.decided.resize(index + 1, false);
         }
         self.decided[index] = true;
         self.tally.add(fate);
@@ -216,7 +232,7 @@ impl Ledger {
 impl<E: Entry> Drop for Owed<E> {
     fn drop(&mut self) {
         if !self.entries.is_empty() {
-            self.note_rest(Fate::Returned);
+            self.settle_rest(Fate::Returned);
         }
     }
 }

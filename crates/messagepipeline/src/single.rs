@@ -1,12 +1,11 @@
-//! The life of one message in the streaming service, from the first call to its verdict.
+//! What becomes of a message in the streaming service when its first call did not succeed.
 
 use crate::retry::{Judgement, judge};
 use crate::stage::{Fate, Stage};
 use crate::transform::{no_answer, panicked};
 use crate::{Delivery, ErrorClass, Outcome, StageError, StreamProcessor, Transformer};
 use futures_util::FutureExt;
-use futures_util::future::CatchUnwind;
-use std::future::Future;
+use futures_util::future::BoxFuture;
 use std::panic::AssertUnwindSafe;
 
 /// Brings single messages to their end.
@@ -15,6 +14,9 @@ pub(crate) struct Attendant<'a, X, P> {
     pub(crate) transformer: &'a X,
     pub(crate) processor: &'a P,
 }
+
+/// What the processor answered; the outer error is its panic.
+type CallAnswer = std::thread::Result<Result<(), StageError>>;
 
 /// One try of a message.
 enum Try {
@@ -29,29 +31,13 @@ where
     X: Transformer,
     P: StreamProcessor<X::Output>,
 {
-    /// Gives the message to the processor. The usual end is `Done`; the rest is boxed. This future is moved once per
-    /// message, so it is kept small: arguments of an `async fn` would be held twice.
-    #[expect(clippy::manual_async_fn, reason = "an async fn would hold its arguments twice")]
-    pub(crate) fn attend(&self, delivery: &Delivery, value: X::Output) -> impl Future<Output = Fate> {
-        async move {
-            match self.call(delivery, value).await {
-                Ok(Ok(())) => Fate::Done,
-                answer => Box::pin(self.recover(delivery, self.judge_call(answer))).await,
-            }
-        }
+    /// Brings a message to its end whose first call did not succeed.
+    pub(crate) fn follow<'b>(&'b self, delivery: &'b Delivery, answer: CallAnswer) -> BoxFuture<'b, Fate> {
+        let first = self.judge_call(answer);
+        self.recover(delivery, first).boxed()
     }
 
-    /// The processor's answer, or its panic, which may also come before the first poll.
-    fn call(
-        &self,
-        delivery: &Delivery,
-        value: X::Output,
-    ) -> CatchUnwind<AssertUnwindSafe<impl Future<Output = Result<(), StageError>>>> {
-        let (processor, message) = (self.processor, &delivery.message);
-        AssertUnwindSafe(async move { processor.process(message, value).await }).catch_unwind()
-    }
-
-    fn judge_call(&self, answer: std::thread::Result<Result<(), StageError>>) -> Try {
+    fn judge_call(&self, answer: CallAnswer) -> Try {
         match answer {
             Ok(Ok(())) => Try::Ended(Fate::Done),
             Ok(Err(error)) => Try::Failed(error),
@@ -98,7 +84,11 @@ where
             return Try::Fault(panicked("transformer"));
         }
         match outcomes.pop() {
-            Some(Outcome::Emit(value)) => self.judge_call(self.call(delivery, value).await),
+            Some(Outcome::Emit(value)) => {
+                // A panic may also come before the first poll.
+                let call = async { self.processor.process(&delivery.message, value).await };
+                self.judge_call(AssertUnwindSafe(call).catch_unwind().await)
+            }
             Some(Outcome::Skip(rule)) => {
                 Try::Ended(self.stage.record_skips(vec![(&delivery.message, rule)]).await)
             }

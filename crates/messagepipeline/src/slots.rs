@@ -1,21 +1,44 @@
 //! Messages in flight within one task: each is begun at once and costs nothing more if it does not wait.
 
+use crate::stage::Fate;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Futures in flight. A place is a heap cell that is used again, so a future that is ready at once costs no
-/// allocation. All places are polled on each wake, which is right for a few dozen.
-pub(crate) struct Slots<F: Future> {
-    busy: Vec<(usize, Pin<Box<Option<F>>>)>,
-    free: Vec<Pin<Box<Option<F>>>>,
+/// Where the future of a call stands while it runs. It is used again, so a call that is ready at once costs no
+/// allocation.
+type Place<F> = Pin<Box<Option<F>>>;
+
+/// How a call ended; the error is its panic.
+pub(crate) type Answer<F> = std::thread::Result<<F as Future>::Output>;
+
+/// Messages in flight. All are polled on each wake, which is right for a few dozen.
+pub(crate) struct Slots<'a, F: Future> {
+    busy: Vec<(usize, Waiting<'a, F>)>,
+    free: Vec<Place<F>>,
     /// The free place that is used next, at hand without a look at the list.
-    next: Pin<Box<Option<F>>>,
+    next: Place<F>,
 }
 
-impl<F: Future> Slots<F> {
+/// What a message in flight waits for.
+enum Waiting<'a, F> {
+    Call(Place<F>),
+    /// All that comes after a failed call.
+    Recovery(BoxFuture<'a, Fate>),
+}
+
+/// What a message in flight has come to.
+pub(crate) enum Event<F: Future> {
+    Answered(Answer<F>),
+    Ended(Fate),
+}
+
+impl<'a, F: Future> Slots<'a, F> {
     pub(crate) fn new() -> Self {
         Self { busy: Vec::new(), free: Vec::new(), next: Box::pin(None) }
     }
@@ -24,45 +47,87 @@ impl<F: Future> Slots<F> {
         self.busy.len()
     }
 
-    /// Begins `future` under the name `index`; answers with its output if it is ready at once.
+    /// Begins `call` for the message `index`; answers with its output if it is ready at once. A panic goes on to the
+    /// caller, who then calls [`Slots::abandon`].
     #[inline]
-    pub(crate) fn begin(&mut self, index: usize, future: F, cx: &mut Context<'_>) -> Option<F::Output> {
-        self.next.set(Some(future));
-        match poll_place(&mut self.next, cx) {
-            Poll::Ready(output) => Some(output),
-            Poll::Pending => {
-                let fresh = self.free.pop().unwrap_or_else(|| Box::pin(None));
-                self.busy.push((index, std::mem::replace(&mut self.next, fresh)));
-                None
-            }
+    pub(crate) fn begin(&mut self, index: usize, call: F, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.next.set(Some(call));
+        let Some(call) = self.next.as_mut().as_pin_mut() else { return Poll::Pending };
+        let answer = call.poll(cx);
+        if answer.is_ready() {
+            self.next.set(None);
+        } else {
+            self.keep(index);
         }
+        answer
     }
 
-    /// Polls all that wait; hands the outputs of those that are ready to `done`.
-    pub(crate) fn poll_all(&mut self, cx: &mut Context<'_>, mut done: impl FnMut(usize, F::Output)) {
+    fn keep(&mut self, index: usize) {
+        let fresh = self.free.pop().unwrap_or_else(|| Box::pin(None));
+        self.busy.push((index, Waiting::Call(std::mem::replace(&mut self.next, fresh))));
+    }
+
+    /// Lets go of the call that panicked when it was begun.
+    pub(crate) fn abandon(&mut self) {
+        self.next.set(None);
+    }
+
+    /// Begins `recovery`, which brings the message `index` to its end; answers with that if it is ready at once.
+    pub(crate) fn recover(
+        &mut self,
+        index: usize,
+        mut recovery: BoxFuture<'a, Fate>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Fate> {
+        let fate = recovery.poll_unpin(cx);
+        if fate.is_pending() {
+            self.busy.push((index, Waiting::Recovery(recovery)));
+        }
+        fate
+    }
+
+    /// Polls all that wait; `done` is told of those that are ready, and may begin a recovery instead of ending one.
+    pub(crate) fn poll_all(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut done: impl FnMut(usize, Event<F>) -> Option<BoxFuture<'a, Fate>>,
+    ) {
         let mut at = 0;
         while at < self.busy.len() {
-            let (index, place) = &mut self.busy[at];
-            match poll_place(place, cx) {
-                Poll::Ready(output) => {
-                    done(*index, output);
-                    let (_, place) = self.busy.swap_remove(at);
-                    self.free.push(place);
-                }
-                Poll::Pending => at += 1,
+            let (index, waiting) = &mut self.busy[at];
+            let Poll::Ready(event) = waiting.poll(cx) else {
+                at += 1;
+                continue;
+            };
+            let index = *index;
+            match self.busy.swap_remove(at) {
+                (_, Waiting::Call(place)) => self.free.push(place),
+                (_, Waiting::Recovery(_)) => {}
+            }
+            if let Some(recovery) = done(index, event) {
+                // Stands at the end now, so it is polled below.
+                self.busy.push((index, Waiting::Recovery(recovery)));
             }
         }
     }
 }
 
-#[inline]
-fn poll_place<F: Future>(place: &mut Pin<Box<Option<F>>>, cx: &mut Context<'_>) -> Poll<F::Output> {
-    let Some(future) = place.as_mut().as_pin_mut() else { return Poll::Pending };
-    let output = future.poll(cx);
-    if output.is_ready() {
-        place.set(None);
+impl<F: Future> Waiting<'_, F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event<F>> {
+        match self {
+            Waiting::Call(place) => {
+                let Some(call) = place.as_mut().as_pin_mut() else { return Poll::Pending };
+                let answer = match catch_unwind(AssertUnwindSafe(|| call.poll(cx))) {
+                    Ok(Poll::Pending) => return Poll::Pending,
+                    Ok(Poll::Ready(output)) => Ok(output),
+                    Err(panic) => Err(panic),
+                };
+                place.set(None);
+                Poll::Ready(Event::Answered(answer))
+            }
+            Waiting::Recovery(recovery) => recovery.poll_unpin(cx).map(Event::Ended),
+        }
     }
-    output
 }
 
 /// A task's share of the service's workers: one permit per message in flight.

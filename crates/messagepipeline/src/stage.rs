@@ -69,7 +69,15 @@ pub(crate) struct Tally([u64; Fate::COUNT]);
 
 impl Tally {
     pub(crate) fn add(&mut self, fate: Fate) {
-        self.0[fate as usize] += 1;
+        self.add_many(fate, 1);
+    }
+
+    pub(crate) fn add_many(&mut self, fate: Fate, count: usize) {
+        self.0[fate as usize] += count as u64;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|count| *count == 0)
     }
 }
 
@@ -359,6 +367,8 @@ pub(crate) struct Metrics {
     done: Counter,
     nacked: Counter,
     returned: Counter,
+    /// One for each [`FlushReason`].
+    flushes: [Counter; FlushReason::ALL.len()],
     retries: Counter,
     pub(crate) panics: Counter,
     pub(crate) process_seconds: Histogram,
@@ -371,11 +381,13 @@ impl Metrics {
         let stage = stage.to_owned();
         let counter = |name: &'static str| metrics::counter!(name, "stage" => stage.clone());
         let given_back = |reason: &'static str| metrics::counter!(names::MESSAGES_NACKED, "stage" => stage.clone(), "reason" => reason);
+        let flushes = |reason: FlushReason| metrics::counter!(names::FLUSHES, "stage" => stage.clone(), "reason" => reason.as_str());
         Self {
             received: counter(names::MESSAGES_IN),
             done: counter(names::MESSAGES_OUT),
             nacked: given_back("failed"),
             returned: given_back("returned"),
+            flushes: FlushReason::ALL.map(flushes),
             retries: counter(names::RETRIES),
             panics: counter(names::PANICS),
             process_seconds: metrics::histogram!(names::PROCESS_SECONDS, "stage" => stage.clone()),
@@ -395,9 +407,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn flushed(&self, stage: &str, reason: FlushReason) {
-        metrics::counter!(names::FLUSHES, "stage" => stage.to_owned(), "reason" => reason.as_str())
-            .increment(1);
+    pub(crate) fn flushed(&self, reason: FlushReason) {
+        self.flushes[reason as usize].increment(1);
     }
 
     fn dead_lettered(&self, stage: &str, letters: &[DeadLetter]) {

@@ -2,54 +2,60 @@
 //! ordered window behind a lock, and what is outstanding is bounded.
 
 use messagepipeline::{
-    Attributes, Bytes, Chunk, Consumer, Delivery, IdGenerator, Message, MessageId, Settle, Settlement,
-    StageError, Summary, Timestamp, Token, Verdict,
+    Attributes, Bytes, Chunk, Consumer, Delivery, Enrichment, IdGenerator, Message, MessageId, Settle,
+    Settlement, StageError, Summary, Timestamp, Token, Verdict,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-const OUTSTANDING: usize = 32_768;
 const PAYLOAD: usize = 1_000;
 const CHUNK: usize = 256;
+/// Chunks outstanding, at most: 32,768 messages.
+const CHUNKS: usize = 128;
 
-/// What is outstanding: a ring of flags between the oldest unsettled message and the newest.
+/// The outstanding chunks: how many of each one's messages have no verdict yet.
 struct Window {
     first: u64,
     next: u64,
-    settled: Vec<bool>,
+    unsettled: [u32; CHUNKS],
+    acks: u64,
+    /// Sum of the tokens, modulo 2^64: with their count it tells a verdict given twice from each given once.
+    sum: u64,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { first: 0, next: 0, settled: vec![false; OUTSTANDING] }
+        Self { first: 0, next: 0, unsettled: [0; CHUNKS], acks: 0, sum: 0 }
     }
 }
 
 impl Window {
-    /// The first of `count` new places, if there is room.
+    fn has_room(&self) -> bool {
+        self.next - self.first < CHUNKS as u64
+    }
+
+    /// The number of the next chunk, of `count` messages, if there is room.
     fn take(&mut self, count: usize) -> Option<u64> {
-        if !self.has_room(count) {
+        if !self.has_room() {
             return None;
         }
-        let first = self.next;
-        self.next += count as u64;
-        Some(first)
+        let number = self.next;
+        self.unsettled[number as usize % CHUNKS] = count as u32;
+        self.next += 1;
+        Some(number)
     }
 
-    fn has_room(&self, count: usize) -> bool {
-        (self.next - self.first) as usize + count <= OUTSTANDING
+    #[inline]
+    fn settle(&mut self, settlement: Settlement) {
+        self.unsettled[settlement.token.0 as usize / CHUNK % CHUNKS] -= 1;
+        self.acks += u64::from(settlement.verdict == Verdict::Ack);
+        self.sum = self.sum.wrapping_add(settlement.token.0);
     }
 
-    fn settle(&mut self, token: Token) {
-        assert!((self.first..self.next).contains(&token.0), "settled twice");
-        let place = token.0 as usize % OUTSTANDING;
-        assert!(!std::mem::replace(&mut self.settled[place], true), "settled twice");
-    }
-
-    /// Lets go of all that is settled at the front, in order.
+    /// Lets go of all chunks that are settled at the front, in order.
     fn advance(&mut self) {
-        while self.first < self.next && std::mem::take(&mut self.settled[self.first as usize % OUTSTANDING]) {
+        while self.first < self.next && self.unsettled[self.first as usize % CHUNKS] == 0 {
             self.first += 1;
         }
     }
@@ -64,16 +70,30 @@ struct Shared {
 impl Settle for Shared {
     fn settle(&self, settlements: &[Settlement]) {
         let mut window = self.window.lock();
-        let was_full = !window.has_room(CHUNK);
+        let was_full = !window.has_room();
         for settlement in settlements {
-            window.settle(settlement.token);
+            window.settle(*settlement);
         }
         window.advance();
-        let has_room = window.has_room(CHUNK);
+        let has_room = window.has_room();
         drop(window);
         if was_full && has_room {
             self.room.notify_one();
         }
+    }
+}
+
+/// What became of a source's messages; outlives the source.
+pub(crate) struct Books(Arc<Shared>);
+
+impl Books {
+    /// Panics unless each of `count` messages was acknowledged exactly once.
+    pub(crate) fn check(&self, count: usize) {
+        let window = self.0.window.lock();
+        let count = count as u64;
+        assert_eq!((window.acks, window.first), (count, window.next), "messages without a verdict");
+        let sum = u128::from(count) * u128::from(count.saturating_sub(1)) / 2;
+        assert_eq!(u128::from(window.sum), sum & u128::from(u64::MAX), "a message was settled twice");
     }
 }
 
@@ -101,15 +121,32 @@ impl Source {
         Self { left: count, payloads, at: 0, id, attributes: false, shared: Arc::default() }
     }
 
-    #[inline(always)]
-    fn message(&mut self) -> Message {
-        self.at = if self.at + 1 < self.payloads.len() { self.at + 1 } else { 0 };
-        let payload = self.payloads[self.at].clone();
-        let mut message = Message::new(self.id, payload, Timestamp::from_millis(1));
-        if self.attributes {
-            message.attributes = five_attributes();
+    pub(crate) fn books(&self) -> Books {
+        Books(Arc::clone(&self.shared))
+    }
+
+    fn deliveries(&mut self, first: u64, count: usize) -> Vec<Delivery> {
+        if self.payloads.len() - self.at < count {
+            self.at = 0;
         }
-        message
+        let payloads = &self.payloads[self.at..][..count];
+        self.at += count;
+        let (id, publish_time) = (self.id, Timestamp::from_millis(1));
+        let has_attributes = self.attributes;
+        let delivery = |(payload, token): (&Bytes, u64)| Delivery {
+            message: Message {
+                id,
+                payload: payload.clone(),
+                attributes: if has_attributes { five_attributes() } else { Attributes::new() },
+                publish_time,
+                enrichment: Enrichment::none(),
+                attempt: 1,
+            },
+            token: Token(token),
+        };
+        let mut deliveries = Vec::with_capacity(count);
+        deliveries.extend(payloads.iter().zip(first..).map(delivery));
+        deliveries
     }
 }
 
@@ -130,17 +167,15 @@ impl Consumer for Source {
         }
         let count = CHUNK.min(self.left);
         let shared = Arc::clone(&self.shared);
-        let first = loop {
-            let first = shared.window.lock().take(count);
-            if let Some(first) = first {
-                break first;
+        let number = loop {
+            let number = shared.window.lock().take(count);
+            if let Some(number) = number {
+                break number;
             }
             shared.room.notified().await;
         };
         self.left -= count;
-        let deliveries = (0..count as u64)
-            .map(|n| Delivery { message: self.message(), token: Token(first + n) })
-            .collect();
+        let deliveries = self.deliveries(number * CHUNK as u64, count);
         Ok(Some(Chunk::new(shared, deliveries)))
     }
 }
