@@ -248,8 +248,8 @@ fn a_letter_of_ingestion_that_a_rule_ends_at_its_retry_is_a_skip_in_the_books() 
     let folder = folder.path();
     configure_routes(folder, "elsewhere/#", "");
     feed(folder, &recording(folder, 1, 3));
-    configure_routes(folder, "#", "  min_payload: 32B\n");
-    // The good line is longer than the rule asks for, and poison is not.
+    configure_routes(folder, "#", "  min_payload: 33B\n");
+    // The good line is a byte too short, and three of poison are not.
     let (stdout, _) = ok(folder, &["dead-letters", "retry", "--stage", "ingestion"]);
     assert_eq!(count(&stdout), 4);
     drain(folder);
