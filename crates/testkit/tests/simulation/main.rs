@@ -21,6 +21,7 @@
 
 mod books;
 mod bus;
+mod conformance;
 mod scenario;
 mod stores;
 mod system;

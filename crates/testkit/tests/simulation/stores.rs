@@ -113,7 +113,7 @@ pub(crate) struct FaultyTable {
 }
 
 impl FaultyTable {
-    fn store(&self, row: Row) -> Result<(), StageError> {
+    fn store(&self, row: Row) -> Result<RowOutcome, StageError> {
         match self.world.kind(row.id) {
             Kind::BadRow => return Err(StageError::permanent("bad-row", "the table does not take it")),
             Kind::FlakyRow => {
@@ -124,7 +124,7 @@ impl FaultyTable {
         }
         match self.table.store(row) {
             RowOutcome::Refused(error) => Err(error),
-            _ => Ok(()),
+            outcome => Ok(outcome),
         }
     }
 }
@@ -137,11 +137,7 @@ impl RowInserter for FaultyTable {
     fn insert(&self, rows: Vec<Row>) -> BoxFuture<'_, Result<Vec<RowOutcome>, StageError>> {
         async move {
             let results = self.world.call_each(self.life, Op::Insert, rows, |row| self.store(row)).await?;
-            let outcome = |result| match result {
-                Ok(()) => RowOutcome::Stored,
-                Err(error) => RowOutcome::Refused(error),
-            };
-            Ok(results.into_iter().map(outcome).collect())
+            Ok(results.into_iter().map(|result| result.unwrap_or_else(RowOutcome::Refused)).collect())
         }
         .boxed()
     }

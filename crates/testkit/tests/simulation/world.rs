@@ -352,13 +352,13 @@ impl World {
     }
 
     /// As [`World::call`], with an effect and an answer for each of `items`.
-    pub(crate) async fn call_each<T>(
+    pub(crate) async fn call_each<T, A>(
         &self,
         life: u32,
         op: Op,
         items: Vec<T>,
-        mut effect: impl FnMut(T) -> Result<(), StageError>,
-    ) -> Result<Vec<Result<(), StageError>>, StageError> {
+        mut effect: impl FnMut(T) -> Result<A, StageError>,
+    ) -> Result<Vec<Result<A, StageError>>, StageError> {
         let fault = self.enter(life, op, items.len()).await;
         let partly = fault == Some(Fault::Partly);
         let all = || {
