@@ -3,7 +3,7 @@
 use crate::config::Config;
 use messagepipeline::{Clock, SystemClock};
 use mqttconverter::routing::Mistake;
-use service_kit::config::{Check, ConfigErrors, Loaded, Problem};
+use service_kit::config::{Check, ConfigErrors, Duration, Loaded, Problem};
 
 /// Topics of the path.
 pub const RAW: &str = "raw";
@@ -40,6 +40,7 @@ pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErr
         }
     }
     combinations(config, &mut check);
+    leases(config, &mut check);
     crate::certificates::check(config, SystemClock.now(), &mut check);
     retention(config, &mut check);
     match (ingestion, enrichment, warehouse, archive) {
@@ -111,21 +112,12 @@ fn combinations(config: &Config, check: &mut Check) {
             "is more than icestore.max_in_flight lets in; objects end at their age",
         );
     }
-    if archive.batch.age.get() * 2 > config.bus.lease.get() {
-        check.warn(
-            "/icestore/batch/age",
-            "is more than half of bus.lease: messages may be delivered again while they wait for their object",
-        );
-    }
     let warehouse = &config.bigquery;
     if u64::from(warehouse.batch.count) > u64::from(warehouse.max_in_flight) {
         check.warn(
             "/bigquery/batch/count",
             "is more than bigquery.max_in_flight lets in; batches end at their age",
         );
-    }
-    if warehouse.batch.age.get() * 2 > config.bus.lease.get() {
-        check.warn("/bigquery/batch/age", "is more than half of bus.lease: messages may be delivered again");
     }
     if config.shutdown.drain.get() < std::time::Duration::from_secs(2) {
         check.warn(
@@ -152,6 +144,25 @@ fn combinations(config: &Config, check: &mut Check) {
             "/http/listen",
             "is reachable from outside; metrics and readiness are shown to anybody who asks",
         );
+    }
+}
+
+/// A group waits for its age and is written then, and the lease of its first message must last for both. The half
+/// that is left is for writing it.
+fn leases(config: &Config, check: &mut Check) {
+    let lease = config.bus.lease;
+    for (pointer, age) in [
+        ("/icestore/batch/age", config.icestore.batch.age),
+        ("/bigquery/batch/age", config.bigquery.batch.age),
+    ] {
+        if age.get() * 2 > lease.get() {
+            let (longer, shorter) = (Duration::from(age.get() * 2), Duration::from(lease.get() / 2));
+            let message = format!(
+                "is more than half of bus.lease ({lease}): messages would be delivered again before their group is \
+                 written; set bus.lease to {longer} or more, or this to {shorter} or less"
+            );
+            check.error(pointer, message);
+        }
     }
 }
 

@@ -133,6 +133,32 @@ fn retentions_that_work_against_each_other_are_refused_with_what_would_be_right(
 }
 
 #[test]
+fn a_lease_that_ends_before_a_group_is_written_is_refused_with_what_would_be_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |age: &str| {
+        let text = format!(
+            "bus: {{lease: 5m}}\nicestore:\n  batch:\n    age: {age}\nbigquery:\n  batch: {{age: 1h}}\n"
+        );
+        std::fs::write(folder.path().join("millstream.yaml"), text).unwrap();
+    };
+    write("6m");
+    let words = [
+        "millstream.yaml:4",
+        "half of bus.lease (5m)",
+        "bus.lease to 12m or more",
+        "this to 2m30s or less",
+        "millstream.yaml:6",
+        "bus.lease to 2h or more",
+        "2 mistakes",
+    ];
+    refused(folder.path(), &["check"], 2, &words);
+    refused(folder.path(), &up_with(&[]), 2, &words);
+    // Half of the lease is the most.
+    write("150s");
+    refused(folder.path(), &["check"], 2, &["millstream.yaml:6", "1 mistake"]);
+}
+
+#[test]
 fn a_store_that_has_gone_is_named_and_not_silently_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let file = small_recording(folder.path(), "small.ndjson", 10, 1);
