@@ -28,17 +28,25 @@ const PUBACK: usize = 4;
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     if let [_, word, address, connections, messages] = &words[..]
         && word == "publish"
     {
         let (connections, messages) = (connections.parse().unwrap(), messages.parse().unwrap());
         return runtime.block_on(publish(address.clone(), connections, messages));
     }
-    let messages = words.iter().find_map(|word| word.parse().ok()).unwrap_or(400_000);
-    for connections in [20, 2_000] {
-        runtime.block_on(measure(connections, messages));
+    if let [_, word, connections, messages] = &words[..]
+        && word == "measure"
+    {
+        return runtime.block_on(measure(connections.parse().unwrap(), messages.parse().unwrap()));
+    }
+    let messages: usize = words.iter().find_map(|word| word.parse().ok()).unwrap_or(400_000);
+    // A process of its own for each, because the peak of memory is the process's.
+    for connections in ["20", "2000"] {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["measure", connections, &messages.to_string()])
+            .status();
+        assert!(status.unwrap().success(), "{connections} connections");
     }
 }
 
@@ -74,12 +82,10 @@ async fn measure(connections: usize, messages: usize) {
     let messages = messages / connections * connections;
     assert_eq!(summary.done, messages as u64, "{summary}");
     bus.close().await.unwrap();
-    println!(
-        "endpoint to bus, {connections} connections, window {WINDOW}: {:.0}/s, {:.0} per CPU-second, peak memory {}",
-        messages as f64 / wall.as_secs_f64(),
-        messages as f64 / cpu.as_secs_f64(),
-        peak_memory(),
-    );
+    let name = format!("endpoint to bus, {connections} connections");
+    println!("figure\t{name}\t{:.0}\tmessages/s", messages as f64 / wall.as_secs_f64());
+    println!("figure\t{name}\t{:.0}\tmessages/CPU-s", messages as f64 / cpu.as_secs_f64());
+    println!("figure\t{name}, peak memory\t{:.0}\tMiB", peak_memory());
 }
 
 /// The other process: all connections at once, each as fast as its window lets it.
@@ -152,9 +158,9 @@ fn cpu_time() -> Duration {
     Duration::new(spent.tv_sec.unsigned_abs(), u32::try_from(spent.tv_nsec).unwrap_or(0))
 }
 
-/// The largest resident size so far, as the kernel prints it.
-fn peak_memory() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.unwrap_or("unknown").trim().to_owned()
+/// The largest resident size so far, in MiB.
+fn peak_memory() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1_024.0
 }
