@@ -45,7 +45,8 @@ pub enum FlushReason {
     Bytes,
     /// It reached its age.
     Age,
-    /// It was the oldest when all groups together reached the byte budget.
+    /// It was the oldest when all groups together reached the byte budget, or when the consumer had nearly come as far
+    /// ahead of it as it goes.
     Memory,
     /// The consumer had nothing ready at once.
     Idle,
@@ -99,6 +100,10 @@ impl<T> Group<T> {
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    pub(crate) fn opened(&self) -> Instant {
+        self.opened
     }
 
     /// Whether an item of `bytes` bytes still fits; the first one always does.
@@ -247,6 +252,12 @@ impl<T> Batcher<T> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.group.as_ref()?.deadline(&self.limits)
+    }
+
+    /// When the group was opened.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Instant> {
+        self.group.as_ref().map(Group::opened)
     }
 
     /// Bytes in the group.

@@ -17,6 +17,7 @@ use crate::batcher::{BatchLimits, Batcher, Flush, FlushReason};
 use crate::grouping::{Emitted, Grouping, Keyed, Origins};
 use crate::owed::{Entry, Owed};
 use crate::receive::{Received, Receiver};
+use crate::span::Span;
 use crate::stage::{Fate, Stage};
 use crate::transform::{Pass, follow_up, panicked, transform};
 use crate::{
@@ -96,6 +97,7 @@ where
         self.consumer.open().await.map_err(ServiceError::Start)?;
         let worker = Worker {
             receiver: Receiver::new(&stage, self.consumer),
+            span: Span::new(stage.window()),
             transformer: Arc::new(self.transformer),
             processor: Arc::new(self.processor),
             stage: Arc::clone(&stage),
@@ -123,6 +125,7 @@ impl<C, X: Transformer, P> std::fmt::Debug for BatchingService<C, X, P> {
 /// The task that owns the groups.
 struct Worker<C, X: Transformer, P> {
     receiver: Receiver<C>,
+    span: Span,
     transformer: Arc<X>,
     processor: Arc<P>,
     stage: Arc<Stage>,
@@ -267,6 +270,7 @@ where
     async fn take_chunk(&mut self, chunk: Chunk) {
         let owed = Owed::from_chunk(&self.stage, chunk);
         let bytes = weight(&owed);
+        self.span.take(Instant::now(), owed.len(), bytes);
         let transformer = Arc::clone(&self.transformer);
         let mut call = Box::pin(async move { transform(&*transformer, owed).await });
         match futures_util::poll!(call.as_mut()) {
@@ -336,6 +340,9 @@ where
     fn next_flush(&mut self, mode: Mode, now: Instant) -> Option<Flush<Item<X::Output>>> {
         let full_or_due = self.ready.pop_front().or_else(|| self.groups.pop_due(now));
         full_or_due.or_else(|| self.groups.pop_over_budget(self.under_way.bytes)).or_else(|| match mode {
+            Mode::Linger if self.span.is_used_up(self.groups.oldest()) => {
+                self.groups.pop_oldest(FlushReason::Memory)
+            }
             Mode::Linger => None,
             Mode::Idle => self.groups.pop_oldest(FlushReason::Idle),
             Mode::Drain => self.groups.pop_oldest(FlushReason::Shutdown),

@@ -41,6 +41,7 @@ pub(crate) trait Grouping<T>: Send {
     fn pop_over_budget(&mut self, elsewhere: usize) -> Option<Flush<Item<T>>>;
     fn pop_oldest(&mut self, reason: FlushReason) -> Option<Flush<Item<T>>>;
     fn next_deadline(&self) -> Option<Instant>;
+    fn oldest(&self) -> Option<Instant>;
     fn bytes(&self) -> usize;
     fn groups(&self) -> usize;
 }
@@ -71,6 +72,10 @@ impl<T: Send> Grouping<T> for Batcher<Item<T>> {
 
     fn next_deadline(&self) -> Option<Instant> {
         Batcher::next_deadline(self)
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        Batcher::oldest(self)
     }
 
     fn bytes(&self) -> usize {
@@ -133,6 +138,10 @@ where
 
     fn next_deadline(&self) -> Option<Instant> {
         self.batcher.next_deadline()
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.batcher.oldest()
     }
 
     fn bytes(&self) -> usize {

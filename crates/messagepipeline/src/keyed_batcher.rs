@@ -99,6 +99,12 @@ impl<K: Hash + Eq, T> KeyedBatcher<K, T> {
         self.node(self.oldest?)?.group.deadline(&self.limits)
     }
 
+    /// When the oldest group was opened.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Instant> {
+        Some(self.node(self.oldest?)?.group.opened())
+    }
+
     /// Bytes in all groups.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -1,7 +1,9 @@
 //! What both services share towards their caller: options, the running service, its summary and its errors.
 
 use crate::stage::Stage;
-use crate::{DeadLetters, ErrorClass, FlushRequest, RetryPolicy, Shutdown, StageError, StageHealth};
+use crate::{
+    DeadLetters, ErrorClass, FlushRequest, RetryPolicy, Shutdown, SourceWindow, StageError, StageHealth,
+};
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
@@ -26,6 +28,9 @@ pub struct ServiceOptions {
     pub health: Option<StageHealth>,
     /// On request a batching service flushes its open groups before they are full or due.
     pub flush: Option<FlushRequest>,
+    /// How far the consumer reads ahead of the oldest message without a verdict. A batching service whose groups wait
+    /// for their age needs it: before the distance is used up it flushes the oldest group.
+    pub window: Option<SourceWindow>,
 }
 
 impl ServiceOptions {
@@ -48,6 +53,7 @@ impl Default for ServiceOptions {
             dead_letters: None,
             health: None,
             flush: None,
+            window: None,
         }
     }
 }

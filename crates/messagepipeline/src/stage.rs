@@ -4,7 +4,7 @@ use crate::metric_names as names;
 use crate::retry::{Backoff, is_exhausted};
 use crate::{
     DeadLetter, DeadLetters, FlushReason, FlushRequest, Message, RetryPolicy, ServiceOptions, Shutdown,
-    Skipped, StageError, StageHealth, Summary, Verdict,
+    Skipped, SourceWindow, StageError, StageHealth, Summary, Verdict,
 };
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
@@ -88,6 +88,7 @@ pub(crate) struct Stage {
     retry: RetryPolicy,
     dead_letters: Option<Arc<dyn DeadLetters>>,
     flush: Option<FlushRequest>,
+    window: Option<SourceWindow>,
     shutdown: Shutdown,
     received: AtomicU64,
     fates: [AtomicU64; Fate::COUNT],
@@ -108,6 +109,7 @@ impl Stage {
             retry: options.retry,
             dead_letters: options.dead_letters,
             flush: options.flush,
+            window: options.window,
             shutdown,
             received: AtomicU64::new(0),
             fates: Default::default(),
@@ -127,6 +129,10 @@ impl Stage {
 
     pub(crate) fn flush(&self) -> Option<&FlushRequest> {
         self.flush.as_ref()
+    }
+
+    pub(crate) fn window(&self) -> Option<SourceWindow> {
+        self.window
     }
 
     pub(crate) fn retry(&self) -> &RetryPolicy {

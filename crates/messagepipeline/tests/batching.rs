@@ -6,8 +6,8 @@ mod common;
 use common::*;
 use messagepipeline::{
     BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Consumer, ErrorClass, Item, Message, Outcome,
-    PublishProcessor, Publisher, RetryPolicy, Running, ServiceError, ServiceOptions, Shutdown, TransformFn,
-    Verdict, transform_fn,
+    PublishProcessor, Publisher, RetryPolicy, Running, ServiceError, ServiceOptions, Shutdown, SourceWindow,
+    TransformFn, Verdict, transform_fn,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -139,6 +139,27 @@ async fn a_busy_key_does_not_delay_a_quiet_one() {
     }
     pass(Duration::from_millis(1)).await;
     assert!(words(&processor).contains(&"quiet".to_owned()));
+    running.stop(DEADLINE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_key_does_not_hold_up_a_busy_one_at_the_end_of_the_window() {
+    let bus = MemoryBus::new();
+    bus.subscribe("in", "s");
+    let (publisher, processor) = (bus.publisher("in"), ScriptedProcessor::willing());
+    let outstanding = 40;
+    let limits_of_source = ConsumerLimits { chunk: 10, outstanding, ..ConsumerLimits::default() };
+    let window = SourceWindow { messages: outstanding, bytes: limits_of_source.outstanding_bytes };
+    let options = ServiceOptions { window: Some(window), ..ServiceOptions::new("test") };
+    let consumer = bus.consumer("s", limits_of_source);
+    let service = BatchingService::new(options, limits(5, MINUTE), consumer, as_it_is(), processor.clone());
+    let running = service.keyed(|item: &Item<()>| item.message.payload.clone()).start().await.unwrap();
+    publisher.publish(vec![message("quiet")]).await;
+    publisher.publish(messages("busy", 1_000)).await;
+    pass(Duration::from_secs(1)).await;
+    // The last few make no full group.
+    let done = words(&processor);
+    assert!(done.len() > 995 && done.contains(&"quiet".to_owned()), "{}", done.len());
     running.stop(DEADLINE).await.unwrap();
 }
 

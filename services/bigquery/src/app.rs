@@ -3,7 +3,8 @@
 use crate::WarehouseConfig;
 use bqstore::{Columns, RowInserter, RowMapper, RowProcessor};
 use messagepipeline::{
-    BatchLimits, BatchingService, BoxConsumer, DeadLetters, FlushRequest, ServiceOptions, StageHealth,
+    BatchLimits, BatchingService, BoxConsumer, DeadLetters, FlushRequest, ServiceOptions, SourceWindow,
+    StageHealth,
 };
 use std::sync::Arc;
 
@@ -83,6 +84,10 @@ impl Plan {
             dead_letters: Some(parts.dead_letters),
             health: Some(parts.health),
             flush: Some(parts.flush),
+            window: Some(SourceWindow {
+                messages: self.config.max_in_flight as usize,
+                bytes: self.config.max_in_flight_bytes.as_usize(),
+            }),
             ..ServiceOptions::new(STAGE)
         };
         let mapper = RowMapper::new(self.columns);

@@ -5,7 +5,8 @@ use ::icestore::{
     ArchiveProcessor, ArchiveSettings, ArchiveTransformer, KeyConfig, LocationSources, ObjectStore, Prefix,
 };
 use messagepipeline::{
-    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, FlushRequest, ServiceOptions, StageHealth,
+    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, FlushRequest, ServiceOptions,
+    SourceWindow, StageHealth,
 };
 use std::sync::Arc;
 
@@ -81,6 +82,10 @@ impl Plan {
             dead_letters: Some(parts.dead_letters),
             health: Some(parts.health),
             flush: Some(parts.flush),
+            window: Some(SourceWindow {
+                messages: config.max_in_flight as usize,
+                bytes: config.window_bytes(),
+            }),
             ..ServiceOptions::new(STAGE)
         };
         let settings =

@@ -26,6 +26,15 @@ pub struct ArchiveConfig {
     pub max_attempts: u32,
 }
 
+impl ArchiveConfig {
+    /// How far the bus is read ahead of the oldest message without a verdict, in bytes: room for the open groups and
+    /// for the objects that are being made meanwhile.
+    #[must_use]
+    pub fn window_bytes(&self) -> usize {
+        self.memory.as_usize() + 2 * self.batch.bytes.as_usize()
+    }
+}
+
 impl Default for ArchiveConfig {
     fn default() -> Self {
         Self {

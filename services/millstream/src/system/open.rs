@@ -135,8 +135,7 @@ async fn build_archive(
     clock: &Arc<dyn Clock>,
 ) -> Result<icestore_service::Archive, OpenError> {
     let archive = &config.icestore;
-    // Room for the open groups and for the objects that are being made meanwhile.
-    let bytes = archive.memory.as_usize() + 2 * archive.batch.bytes.as_usize();
+    let bytes = archive.window_bytes();
     let window =
         Window { messages: archive.max_in_flight as usize, bytes, max_attempts: archive.max_attempts };
     let name = icestore_service::STAGE;
