@@ -8,6 +8,7 @@ mod writer;
 pub(crate) use writer::{Background, Writer};
 
 use crate::Error;
+use messagepipeline::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
 use std::time::Duration;
@@ -108,6 +109,20 @@ pub(crate) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot<'_>
     // The first read decides what is seen.
     transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(Snapshot { _transaction: transaction })
+}
+
+/// Moves what `table` notes with a time in its column `at` along with a wall clock that was set from `from` to `to`.
+pub(crate) fn move_notes(
+    connection: &Connection,
+    table: &str,
+    from: Timestamp,
+    to: Timestamp,
+) -> rusqlite::Result<()> {
+    let (from, to) = (from.as_micros(), to.as_micros());
+    let moved = if to > from { i64::MIN..=from } else { to.saturating_add(1)..=i64::MAX };
+    // Of two notes that meet, either is true.
+    let sql = format!("UPDATE OR REPLACE {table} SET at = min(at + ?1, ?2) WHERE at BETWEEN ?3 AND ?4");
+    connection.execute(&sql, [to.saturating_sub(from), to, *moved.start(), *moved.end()]).map(drop)
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {

@@ -1,7 +1,7 @@
 //! The session store in the bus's file.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use embedded::bus::{Bus, BusOptions, BusSessions, Finished};
+use embedded::bus::{Bus, BusOptions, BusReader, BusSessions, Candidate, Finished};
 use messagepipeline::{
     Attributes, BatchOutcome, Enrichment, Message, MessageId, Publisher, SystemClock, Timestamp,
 };
@@ -78,11 +78,18 @@ async fn the_id_of_a_message_that_a_device_may_send_again_stays_in_the_ledger() 
         .update(key, vec![Held { packet_id: 1, message_id: id, fingerprint: 0 }], Vec::new())
         .await
         .unwrap();
+    let path = folder.path().join("bus.db");
+    rusqlite::Connection::open(&path).unwrap().execute("INSERT INTO floors VALUES (1, 0, 1)", []).unwrap();
+    let reader = BusReader::open(path).unwrap();
+    let (horizon, all) = (Timestamp::from_millis(1), (None, MessageId::from_bytes([0xff; 16])));
+    let candidate = Candidate { id, topics: vec!["raw".to_owned()], skipped_at: Vec::new() };
     let fold = async || {
-        let finished = vec![Finished { id, stored: Vec::new() }];
-        bus.id_ledger().fold(finished, Timestamp::from_millis(1)).await.unwrap()
+        let finished = vec![Finished { candidate: candidate.clone(), stored: Vec::new() }];
+        bus.id_ledger().fold(finished, horizon).await.unwrap()
     };
-    assert_eq!(fold().await, 0);
+    assert_eq!(reader.candidates("raw", all, horizon, 10).unwrap().candidates, vec![]);
+    assert_eq!(fold().await, vec![]);
     sessions.update(key, Vec::new(), vec![1]).await.unwrap();
-    assert_eq!(fold().await, 1);
+    assert_eq!(reader.candidates("raw", all, horizon, 10).unwrap().candidates, vec![candidate.clone()]);
+    assert_eq!(fold().await, vec![id]);
 }

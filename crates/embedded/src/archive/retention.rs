@@ -69,10 +69,12 @@ impl ObjectRetention {
     }
 
     /// Removes at most `limit` objects whose last message was received before `horizon` and whose ids are all
-    /// forgotten. Answers how many.
+    /// forgotten; when there are none, those whose file could not be removed before. Answers how many.
+    ///
+    /// A file that cannot be removed keeps no other from being removed: it is logged, and tried again.
     ///
     /// # Errors
-    /// When the index cannot be written or a file not be removed; the next call goes on.
+    /// When the index cannot be written; the next call goes on.
     pub async fn remove(&self, horizon: Timestamp, limit: usize) -> Result<u64, Error> {
         let before = horizon.to_string();
         // Objects in their places that the index still calls pending: nothing else may come to tell it.
@@ -80,25 +82,20 @@ impl ObjectRetention {
         let done = finished.clone();
         let choose = move |connection: &Connection| {
             index::confirm(connection, &done)?;
-            connection.execute(
-                "UPDATE objects SET removing = 1 WHERE id IN (SELECT id FROM objects WHERE listed = 0 \
-                     AND removing = 0 AND temporary IS NULL AND last_received < ?1 ORDER BY id LIMIT ?2)",
-                params![before, i64::try_from(limit).unwrap_or(i64::MAX)],
-            )?;
-            chosen(connection)
+            choose(connection, &before, limit)
         };
         let chosen = self.0.writer.call(choose).await;
         if chosen.is_err() {
             self.0.finished.lock().extend(finished);
         }
-        let objects: Arc<[(i64, String)]> = chosen?.into();
+        let objects = chosen?;
         if objects.is_empty() {
             return Ok(0);
         }
-        let (inner, names) = (Arc::clone(&self.0), Arc::clone(&objects));
-        blocking(move || unlink(&inner.files, &names, inner.writer.path())).await??;
-        let removed = objects.len() as u64;
-        self.0.writer.call(move |connection| account(connection, &objects)).await?;
+        let inner = Arc::clone(&self.0);
+        let gone = blocking(move || unlink(&inner.files, objects)).await?;
+        let removed = gone.len() as u64;
+        self.0.writer.call(move |connection| account(connection, &gone)).await?;
         metrics::counter!(ARCHIVE_REMOVED).increment(removed);
         Ok(removed)
     }
@@ -117,25 +114,47 @@ fn forget(connection: &Connection, ids: &[MessageId]) -> rusqlite::Result<()> {
     lines.iter().try_for_each(|(object, lines)| count.execute([object, lines]).map(drop))
 }
 
-fn chosen(connection: &Connection) -> rusqlite::Result<Vec<(i64, String)>> {
+/// Number and name of an object that is being removed.
+type Chosen = (i64, String);
+
+fn choose(connection: &Connection, before: &str, limit: usize) -> rusqlite::Result<Vec<Chosen>> {
+    let mut update = connection.prepare_cached(
+        "UPDATE objects SET removing = 1 WHERE id IN (SELECT id FROM objects WHERE listed = 0 \
+             AND removing = 0 AND temporary IS NULL AND last_received < ?1 ORDER BY id LIMIT ?2) RETURNING id, name",
+    )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = update.query_map(params![before, limit], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let new = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    if new.is_empty() { being_removed(connection) } else { Ok(new) }
+}
+
+fn being_removed(connection: &Connection) -> rusqlite::Result<Vec<Chosen>> {
     let mut select = connection.prepare_cached("SELECT id, name FROM objects WHERE removing = 1")?;
     select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-fn unlink(files: &Files, objects: &[(i64, String)], index: &Path) -> Result<(), Error> {
-    for (object, name) in objects {
+/// Answers whose files are gone.
+fn unlink(files: &Files, objects: Vec<Chosen>) -> Vec<Chosen> {
+    let mut gone = objects;
+    gone.retain(|(object, name)| {
         // The index is a file that anybody with access may have changed.
-        let name = ObjectName::parse(name).map_err(|_| Error::Inconsistent {
-            path: index.to_owned(),
-            detail: format!("object {object} has the name `{name}`, which no archive gives"),
-        })?;
-        files.remove_object(&name)?;
-    }
-    Ok(())
+        let Ok(checked) = ObjectName::parse(name) else {
+            tracing::warn!(object, name, "an old object has a name that no archive gives; it is not removed");
+            return false;
+        };
+        match files.remove_object(&checked) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "an old object could not be removed; it is tried again");
+                false
+            }
+        }
+    });
+    gone
 }
 
 /// Out of the list, into the sum.
-fn account(connection: &Connection, objects: &[(i64, String)]) -> rusqlite::Result<()> {
+fn account(connection: &Connection, objects: &[Chosen]) -> rusqlite::Result<()> {
     let mut delete = connection.prepare_cached(
         "DELETE FROM objects WHERE id = ?1 AND removing = 1 RETURNING lines, digest, bytes",
     )?;
@@ -179,16 +198,16 @@ impl RemovedObjects {
     }
 }
 
-/// Finishes removals that an earlier process began.
+/// Finishes removals that an earlier process began, as far as the files can be removed.
 pub(super) fn finish_removals(connection: &Connection, path: &Path, files: &Files) -> Result<(), Error> {
     let located = |error: rusqlite::Error| Error::from(error).at(path);
-    let objects = chosen(connection).map_err(located)?;
+    let objects = being_removed(connection).map_err(located)?;
     if objects.is_empty() {
         return Ok(());
     }
-    unlink(files, &objects, path)?;
+    let gone = unlink(files, objects);
     let step = connection.unchecked_transaction().map_err(located)?;
-    account(&step, &objects).map_err(located)?;
+    account(&step, &gone).map_err(located)?;
     step.commit().map_err(located)
 }
 

@@ -5,10 +5,12 @@
 //! a fold never takes one that could still be delivered again.
 //!
 //! ```text
-//!  1  candidates   read beside the writer: settled long enough by every subscription, no letter, not parked
+//!  1  candidates   read beside the writer: settled long enough by every subscription, no letter, not parked, and
+//!                  not to be sent again at QoS 2
 //!  2  (caller)     looks into the sinks and keeps those that are finished there
-//!  3  fold         ONE transaction: ids out of ledgers and skips, into the sums, and into `folding`
-//!  4  (caller)     has the archive's index forget them
+//!  3  fold         ONE transaction: what is still so by then, out of ledgers and skips, into the sums, and into
+//!                  `folding`
+//!  4  (caller)     has the archive's index forget what was folded, and nothing else
 //!  5  fold_done    `folding` is emptied
 //! ```
 //!
@@ -17,7 +19,6 @@
 use super::books::BusReader;
 use super::housekeeping::read_floor;
 use super::rows::{id_of, signed, unsigned};
-use super::sessions::held_ids;
 use super::state::Shared;
 use super::{Bus, schema::TopicSql};
 use crate::Error;
@@ -38,8 +39,8 @@ pub struct IdLedger {
 /// An id that is to be folded, with the sinks that hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
-    /// The message.
-    pub id: MessageId,
+    /// The message, as it was judged.
+    pub candidate: Candidate,
     /// Sinks that hold it; each keeps a sum of its own.
     pub stored: Vec<&'static str>,
 }
@@ -138,15 +139,23 @@ impl IdLedger {
             .await
     }
 
-    /// Moves `ids` from ledgers and skips into the sums, but for those that an MQTT device may still send again at
-    /// QoS 2. Answers how many were there. They stay in
-    /// [`IdLedger::folding`] until [`IdLedger::fold_done`].
+    /// The wall clock was set from `from` to `to`: notes move along, so that nothing gets older or younger by it. Those
+    /// of a time that a clock set forward had not reached yet were made by another clock, and stay.
     ///
     /// # Errors
     /// When the file cannot be written; nothing has changed then.
-    pub async fn fold(&self, ids: Vec<Finished>, horizon: Timestamp) -> Result<u64, Error> {
-        let shared = Arc::clone(&self.shared);
-        self.writer.call(move |connection| fold(connection, &shared, &ids, horizon)).await
+    pub async fn clock_was_set(&self, from: Timestamp, to: Timestamp) -> Result<(), Error> {
+        let job = move |connection: &Connection| sqlite::move_notes(connection, "floors", from, to);
+        self.writer.call(job).await
+    }
+
+    /// Moves those of `finished` that are still as they were judged from ledgers and skips into the sums, and answers
+    /// which: only these may be forgotten elsewhere. They stay in [`IdLedger::folding`] until [`IdLedger::fold_done`].
+    ///
+    /// # Errors
+    /// When the file cannot be written; nothing has changed then.
+    pub async fn fold(&self, finished: Vec<Finished>, horizon: Timestamp) -> Result<Vec<MessageId>, Error> {
+        self.writer.call(move |connection| fold(connection, &finished, horizon)).await
     }
 
     /// Ids of the last fold that not every store has heard of.
@@ -173,47 +182,98 @@ impl IdLedger {
     }
 }
 
-fn fold(
-    connection: &Connection,
-    shared: &Shared,
-    ids: &[Finished],
-    horizon: Timestamp,
-) -> Result<u64, Error> {
+fn fold(connection: &Connection, finished: &[Finished], horizon: Timestamp) -> Result<Vec<MessageId>, Error> {
     let mut sums: BTreeMap<String, Digest> = BTreeMap::new();
-    let mut folded = Vec::with_capacity(ids.len() * 16);
-    let topics = shared.topics.read().clone();
-    let mut unskip = connection.prepare_cached("DELETE FROM skips WHERE stage = ?1 AND id = ?2")?;
-    let stages = skip_stages(connection)?;
-    let awaited = held_ids(connection)?;
-    for finished in ids.iter().filter(|finished| !awaited.contains(&finished.id)) {
-        let (id, digest) = (finished.id.as_bytes().as_slice(), Digest::of(&finished.id));
-        let mut known = false;
-        for topic in &topics {
-            if connection.prepare_cached(&topic.sql.forget)?.execute([id])? > 0 {
-                *sums.entry(format!("topic:{}", topic.name)).or_default() += digest;
-                known = true;
-            }
+    let mut folded = Vec::with_capacity(finished.len());
+    let judge = Judge::new(connection, horizon)?;
+    for Finished { candidate, stored } in finished {
+        if judge.candidate(candidate.id)?.as_ref() != Some(candidate) {
+            continue;
         }
-        for stage in &stages {
-            if unskip.execute(params![stage, id])? > 0 {
-                *sums.entry(format!("skipped:{stage}")).or_default() += digest;
-                known = true;
-            }
+        judge.forget(candidate)?;
+        let places = candidate.topics.iter().map(|topic| format!("topic:{topic}"));
+        let places = places.chain(candidate.skipped_at.iter().map(|stage| format!("skipped:{stage}")));
+        for place in places.chain(stored.iter().map(|sink| format!("stored:{sink}"))) {
+            sums.entry(place).or_default().insert(&candidate.id);
         }
-        if known {
-            for sink in &finished.stored {
-                *sums.entry(format!("stored:{sink}")).or_default() += digest;
-            }
-            folded.extend_from_slice(id);
-        }
+        folded.push(candidate.id);
     }
     add_sums(connection, &sums)?;
+    let ids: Vec<u8> = folded.iter().flat_map(|id| *id.as_bytes()).collect();
     connection.execute(
         "INSERT INTO folding VALUES (1, ?1, ?2) ON CONFLICT DO UPDATE SET \
              horizon = max(horizon, excluded.horizon), ids = excluded.ids",
-        params![horizon.as_micros(), folded],
+        params![horizon.as_micros(), ids],
     )?;
-    Ok((folded.len() / 16) as u64)
+    Ok(folded)
+}
+
+/// Says which ids may be folded. The same judgement chooses the candidates and is made again in the transaction that
+/// folds them.
+struct Judge<'c> {
+    connection: &'c Connection,
+    topics: Vec<AgedTopic>,
+    stages: Vec<String>,
+}
+
+struct AgedTopic {
+    name: String,
+    sql: TopicSql,
+    /// Up to this number everything was settled before the horizon.
+    floor: u64,
+}
+
+impl<'c> Judge<'c> {
+    fn new(connection: &'c Connection, horizon: Timestamp) -> Result<Self, Error> {
+        let sql = "SELECT name, coalesce((SELECT floor FROM floors WHERE topic = t.id AND at <= ?1 \
+                       ORDER BY at DESC LIMIT 1), 0) FROM topics t ORDER BY id";
+        let mut select = connection.prepare_cached(sql)?;
+        let mut rows = select.query([horizon.as_micros()])?;
+        let mut topics = Vec::new();
+        while let Some(row) = rows.next()? {
+            let name: String = row.get(0)?;
+            topics.push(AgedTopic { sql: TopicSql::new(&name)?, name, floor: unsigned(row.get(1)?) });
+        }
+        Ok(Self { connection, topics, stages: skip_stages(connection)? })
+    }
+
+    fn candidate(&self, id: MessageId) -> rusqlite::Result<Option<Candidate>> {
+        let bytes = id.as_bytes().as_slice();
+        let mut candidate = Candidate { id, topics: Vec::new(), skipped_at: Vec::new() };
+        for topic in &self.topics {
+            let mut find = self.connection.prepare_cached(&topic.sql.find_id)?;
+            match find.query_row([bytes], |row| row.get(0).map(unsigned)).optional()? {
+                Some(seq) if seq > topic.floor => return Ok(None),
+                Some(_) => candidate.topics.push(topic.name.clone()),
+                None => {}
+            }
+        }
+        let held = "SELECT 1 WHERE EXISTS (SELECT 1 FROM parked WHERE id = ?1) \
+                    OR EXISTS (SELECT 1 FROM mqtt_held WHERE message_id = ?1) \
+                    OR EXISTS (SELECT 1 FROM dead_letters WHERE id = ?2 AND state <> 'retried')";
+        let mut buffer = [0; 36];
+        if self.connection.prepare_cached(held)?.exists(params![bytes, id.encode(&mut buffer)])? {
+            return Ok(None);
+        }
+        let mut skipped =
+            self.connection.prepare_cached("SELECT 1 FROM skips WHERE stage = ?1 AND id = ?2")?;
+        for stage in &self.stages {
+            if skipped.exists(params![stage, bytes])? {
+                candidate.skipped_at.push(stage.clone());
+            }
+        }
+        let known = !candidate.topics.is_empty() || !candidate.skipped_at.is_empty();
+        Ok(known.then_some(candidate))
+    }
+
+    fn forget(&self, candidate: &Candidate) -> rusqlite::Result<()> {
+        let id = candidate.id.as_bytes().as_slice();
+        for topic in self.topics.iter().filter(|topic| candidate.topics.contains(&topic.name)) {
+            self.connection.prepare_cached(&topic.sql.forget)?.execute([id])?;
+        }
+        let mut unskip = self.connection.prepare_cached("DELETE FROM skips WHERE stage = ?1 AND id = ?2")?;
+        candidate.skipped_at.iter().try_for_each(|stage| unskip.execute(params![stage, id]).map(drop))
+    }
 }
 
 fn add_sums(connection: &Connection, sums: &BTreeMap<String, Digest>) -> rusqlite::Result<()> {
@@ -268,7 +328,8 @@ impl BusReader {
     }
 
     /// The next `limit` ids of `topic` behind `after` and up to `to`, those of them that every subscription of every
-    /// topic settled before `horizon`, that no dead letter holds and that are not parked.
+    /// topic settled before `horizon`, that no dead letter holds, that are not parked and that no device may still send
+    /// again at QoS 2. All is read in one [`BusReader::hold`].
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -279,13 +340,13 @@ impl BusReader {
         horizon: Timestamp,
         limit: usize,
     ) -> Result<CandidatePage, Error> {
-        let topics = self.aged_topics(horizon)?;
+        let _held = self.hold()?;
         TopicSql::new(topic)?;
         let sql = format!("SELECT id FROM \"ids_{topic}\" WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3");
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         let bounds = params![after, to.as_bytes().as_slice(), signed(limit as u64)];
         let ids = self.list(&sql, bounds, |row| id_of(row.get_ref(0)?))?;
-        self.page(&ids, &topics)
+        self.page(&ids, horizon)
     }
 
     /// As [`BusReader::candidates`] for ids that a rule ended at `stage` before they reached a topic. Their age is
@@ -300,12 +361,12 @@ impl BusReader {
         horizon: Timestamp,
         limit: usize,
     ) -> Result<CandidatePage, Error> {
-        let topics = self.aged_topics(horizon)?;
+        let _held = self.hold()?;
         let sql = "SELECT id FROM skips WHERE stage = ?1 AND id > ?2 AND id <= ?3 ORDER BY id LIMIT ?4";
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         let bounds = params![stage, after, to.as_bytes().as_slice(), signed(limit as u64)];
         let ids = self.list(sql, bounds, |row| id_of(row.get_ref(0)?))?;
-        self.page(&ids, &topics)
+        self.page(&ids, horizon)
     }
 
     /// Which of `ids` some topic's ledger has.
@@ -324,55 +385,12 @@ impl BusReader {
         Ok(known)
     }
 
-    /// Every topic with the number up to which it was settled before `horizon`.
-    fn aged_topics(&self, horizon: Timestamp) -> Result<Vec<(String, u64)>, Error> {
-        let sql = "SELECT name, coalesce((SELECT floor FROM floors WHERE topic = t.id AND at <= ?1 \
-                       ORDER BY at DESC LIMIT 1), 0) FROM topics t ORDER BY id";
-        self.list(sql, [horizon.as_micros()], |row| Ok((row.get(0)?, unsigned(row.get(1)?))))
-    }
-
-    fn page(&self, ids: &[MessageId], topics: &[(String, u64)]) -> Result<CandidatePage, Error> {
+    fn page(&self, ids: &[MessageId], horizon: Timestamp) -> Result<CandidatePage, Error> {
+        let judge = Judge::new(self.connection(), horizon)?;
         let mut page = CandidatePage { candidates: Vec::new(), last: ids.last().copied() };
-        let stages = self.skip_stages()?;
         for id in ids {
-            if let Some(candidate) = self.candidate(*id, topics, &stages)? {
-                page.candidates.push(candidate);
-            }
+            page.candidates.extend(judge.candidate(*id).map_err(|error| self.located(error))?);
         }
         Ok(page)
-    }
-
-    fn skip_stages(&self) -> Result<Vec<String>, Error> {
-        skip_stages(self.connection()).map_err(|error| self.located(error))
-    }
-
-    fn candidate(
-        &self,
-        id: MessageId,
-        topics: &[(String, u64)],
-        stages: &[String],
-    ) -> Result<Option<Candidate>, Error> {
-        let bytes = id.as_bytes().as_slice();
-        let mut candidate = Candidate { id, topics: Vec::new(), skipped_at: Vec::new() };
-        for (topic, floor) in topics {
-            let sql = format!("SELECT seq FROM \"ids_{topic}\" WHERE id = ?1");
-            match self.list(&sql, [bytes], |row| row.get(0).map(unsigned))?.first() {
-                Some(seq) if seq > floor => return Ok(None),
-                Some(_) => candidate.topics.push(topic.clone()),
-                None => {}
-            }
-        }
-        let held = "SELECT 1 WHERE EXISTS (SELECT 1 FROM parked WHERE id = ?1) \
-                    OR EXISTS (SELECT 1 FROM dead_letters WHERE id = ?2 AND state <> 'retried')";
-        if !self.list(held, params![bytes, id.to_string()], |_| Ok(()))?.is_empty() {
-            return Ok(None);
-        }
-        for stage in stages {
-            let sql = "SELECT 1 FROM skips WHERE stage = ?1 AND id = ?2";
-            if !self.list(sql, params![stage, bytes], |_| Ok(()))?.is_empty() {
-                candidate.skipped_at.push(stage.clone());
-            }
-        }
-        Ok(Some(candidate))
     }
 }

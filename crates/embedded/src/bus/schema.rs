@@ -12,7 +12,7 @@ pub(super) const SCHEMA: Schema = Schema {
     kind: "bus",
     application_id: 0x4d53_4255,
     shrinks: true,
-    migrations: &[FORMAT_1, FORMAT_2, FORMAT_3, FORMAT_4],
+    migrations: &[FORMAT_1, FORMAT_2, FORMAT_3, FORMAT_4, FORMAT_5],
 };
 
 const FORMAT_1: &str = "
@@ -153,6 +153,9 @@ CREATE TABLE mqtt_held (                   -- publishes at QoS 2 whose PUBREL ha
     PRIMARY KEY (session, packet_id)
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// Retention asks of each id whether a packet identifier holds it.
+const FORMAT_5: &str = "CREATE INDEX mqtt_held_by_message ON mqtt_held (message_id)";
 
 /// The statements of one topic, whose tables carry its name.
 #[derive(Debug)]

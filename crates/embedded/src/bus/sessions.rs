@@ -5,10 +5,9 @@ use super::rows::{id_of, signed, unsigned};
 use crate::Error;
 use crate::sqlite::Writer;
 use futures_util::future::BoxFuture;
-use messagepipeline::{MessageId, StageError};
+use messagepipeline::StageError;
 use mqttconverter::endpoint::{Held, SessionKey, SessionStore, StoredSession};
 use rusqlite::{Connection, OptionalExtension, params};
-use std::collections::HashSet;
 use std::time::Duration;
 
 /// The session store in `bus.db`.
@@ -143,11 +142,4 @@ fn update(
         delete.execute(params![session.0, packet_id])?;
     }
     Ok(())
-}
-
-/// Ids of messages whose packet identifiers are held.
-pub(super) fn held_ids(connection: &Connection) -> rusqlite::Result<HashSet<MessageId>> {
-    let mut statement = connection.prepare_cached("SELECT message_id FROM mqtt_held")?;
-    let ids = statement.query_map([], |row| id_of(row.get_ref(0)?))?;
-    ids.collect()
 }

@@ -28,6 +28,8 @@ CREATE TABLE millstream_removed (         -- rows that retention removed
 ) STRICT, WITHOUT ROWID;
 ";
 
+const ROW_MARKS: &str = "millstream_row_marks";
+
 /// A row that may be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OldRow {
@@ -85,19 +87,41 @@ impl RowRetention {
             .await
     }
 
-    /// Removes `rows` and adds them to the sum of removed ones, in one transaction. Answers how many were there.
+    /// The wall clock was set from `from` to `to`: notes move along, so that nothing gets older or younger by it. Those
+    /// of a time that a clock set forward had not reached yet were made by another clock, and stay.
     ///
     /// # Errors
     /// When the file cannot be written; nothing has changed then.
-    pub async fn remove(&self, rows: Vec<OldRow>) -> Result<u64, Error> {
+    pub async fn clock_was_set(&self, from: Timestamp, to: Timestamp) -> Result<(), Error> {
+        let job = move |connection: &Connection| sqlite::move_notes(connection, ROW_MARKS, from, to);
+        self.writer.call(job).await
+    }
+
+    /// Removes those of `rows` that `known` does not say of, and adds them to the sum of removed ones, in one transaction.
+    /// Answers how many.
+    ///
+    /// `known` is asked within that transaction, and rows are stored by the same thread: an id that becomes known after
+    /// the question finds its row removed and is stored anew.
+    ///
+    /// # Errors
+    /// When the file cannot be written or `known` fails; nothing has changed then.
+    pub async fn remove<K>(&self, rows: Vec<OldRow>, known: K) -> Result<u64, Error>
+    where
+        K: FnOnce(&[MessageId]) -> Result<Vec<bool>, Error> + Send + 'static,
+    {
         let table = Arc::clone(&self.table);
-        let removed = self.writer.call(move |connection| remove(connection, &table, &rows)).await?;
+        let job = move |connection: &Connection| {
+            let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+            let rows = rows.into_iter().zip(known(&ids)?).filter(|(_, known)| !known);
+            Ok::<_, Error>(remove(connection, &table, rows.map(|(row, _)| row))?)
+        };
+        let removed = self.writer.call(job).await?;
         metrics::counter!(WAREHOUSE_REMOVED).increment(removed);
         Ok(removed)
     }
 }
 
-fn remove(connection: &Connection, table: &str, rows: &[OldRow]) -> rusqlite::Result<u64> {
+fn remove(connection: &Connection, table: &str, rows: impl Iterator<Item = OldRow>) -> rusqlite::Result<u64> {
     let sql = format!("DELETE FROM \"{table}\" WHERE rowid = ?1 AND \"{MESSAGE_ID}\" = ?2");
     let mut delete = connection.prepare_cached(&sql)?;
     let mut sum = removed(connection, table)?;

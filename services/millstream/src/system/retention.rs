@@ -10,13 +10,19 @@
 //! So the books still add up: what was folded and is not in a sink any more is what retention removed from it. What
 //! is not finished is never forgotten, whatever its age, and stays named by the books.
 //!
+//! Ages are counted by the wall clock. When it is set while the program runs, what was noted with the time moves along
+//! ([`WatchedClock`]), so that nothing gets older by it.
+//!
 //! Everything is done in small steps, with a pause after each as long as the step took, so that messages on their way
 //! wait for one step at most.
+
+mod clock;
 
 use super::open::{OpenError, Stores};
 use crate::books::{Membership, Set};
 use crate::check::{ENRICHED, RAW};
 use crate::config::{Config, RetentionConfig};
+use clock::WatchedClock;
 use embedded::Error;
 use embedded::archive::{ArchiveReader, ObjectRetention};
 use embedded::bus::{BusReader, Candidate, CandidatePage, Finished, IdLedger};
@@ -51,7 +57,7 @@ pub(super) struct Retention {
     rows: RowRetention,
     objects: ObjectRetention,
     readers: Arc<Mutex<Readers>>,
-    clock: Arc<dyn Clock>,
+    clock: WatchedClock,
 }
 
 /// Connections of its own: what it reads must not wait for the writers, nor they for it.
@@ -103,25 +109,25 @@ impl Retention {
             rows: stores.warehouse.retention(),
             objects: stores.archive.retention(),
             readers: Arc::new(Mutex::new(readers)),
-            clock,
+            clock: WatchedClock::new(clock),
         }))
     }
 
     /// Works until the shutdown begins.
-    pub(super) async fn run(self, shutdown: Shutdown) {
+    pub(super) async fn run(mut self, shutdown: Shutdown) {
         let mut ticks = tokio::time::interval(spacing(self.ids));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut foreign_at: Option<Timestamp> = None;
+        let mut foreign_at: Option<Instant> = None;
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.begun() => return,
                 _ = ticks.tick() => {}
             }
-            let now = self.clock.now();
-            let with_foreign = foreign_at.is_none_or(|last| now.since(last) >= self.ids / LOOKS);
-            match self.pass(now, with_foreign, &shutdown).await {
-                Ok(()) if with_foreign => foreign_at = Some(now),
+            let started = Instant::now();
+            let with_foreign = foreign_at.is_none_or(|last| started - last >= self.ids / LOOKS);
+            match self.pass(with_foreign, &shutdown).await {
+                Ok(()) if with_foreign => foreign_at = Some(started),
                 Ok(()) => {}
                 Err(Cut::Stopped) => return,
                 Err(Cut::Failed(error)) => {
@@ -131,8 +137,9 @@ impl Retention {
         }
     }
 
-    /// Everything that is due at `now`.
-    async fn pass(&self, now: Timestamp, with_foreign: bool, shutdown: &Shutdown) -> Result<(), Cut> {
+    /// Everything that is due.
+    async fn pass(&mut self, with_foreign: bool, shutdown: &Shutdown) -> Result<(), Cut> {
+        let now = self.now().await?;
         let horizon = before(now, self.ids);
         self.ledger.note_floors(now, horizon, spacing(self.ids)).await?;
         // What the process before this one did not finish.
@@ -147,13 +154,27 @@ impl Retention {
         }
         self.ledger.fold_done().await?;
         if let Some(kept) = self.config.warehouse {
+            // Forgetting may have taken long: what was stored meanwhile is of now.
+            let now = self.now().await?;
             self.remove_rows(now, kept.get(), shutdown).await?;
         }
         if let Some(kept) = self.config.archive {
             self.remove_objects(before(now, kept.get()), shutdown).await?;
         }
-        metrics::gauge!(HORIZON_SECONDS).set(self.clock.now().since(horizon).as_secs_f64());
+        metrics::gauge!(HORIZON_SECONDS).set(self.now().await?.since(horizon).as_secs_f64());
         Ok(())
+    }
+
+    /// The present moment. When the clock was set, the notes of both stores are moved first.
+    async fn now(&mut self) -> Result<Timestamp, Cut> {
+        let reading = self.clock.read();
+        if let Some(from) = reading.set_from {
+            tracing::warn!(%from, to = %reading.now, "the clock was set; nothing gets older for retention by it");
+            self.ledger.clock_was_set(from, reading.now).await?;
+            self.rows.clock_was_set(from, reading.now).await?;
+        }
+        self.clock.accept(reading);
+        Ok(reading.now)
     }
 
     async fn fold(
@@ -170,10 +191,9 @@ impl Retention {
             let Some(last) = last else { return Ok(()) };
             after = Some(last);
             if !finished.is_empty() {
-                let ids = finished.iter().map(|finished| finished.id).collect();
                 let folded = self.ledger.fold(finished, horizon).await?;
-                self.objects.forget(ids).await?;
-                metrics::counter!(IDS_FOLDED).increment(folded);
+                metrics::counter!(IDS_FOLDED).increment(folded.len() as u64);
+                self.objects.forget(folded).await?;
             }
             rest(started, shutdown).await?;
         }
@@ -189,7 +209,8 @@ impl Retention {
             let Some(last) = last else { return Ok(()) };
             after = last;
             if !rows.is_empty() {
-                self.rows.remove(rows).await?;
+                let readers = Arc::clone(&self.readers);
+                self.rows.remove(rows, move |ids| readers.lock().bus.in_ledger(ids)).await?;
             }
             rest(started, shutdown).await?;
         }
@@ -233,11 +254,11 @@ impl Readers {
         let ids: Vec<_> = candidates.iter().map(|candidate| candidate.id).collect();
         let (rows, lines) = (self.warehouse.has(&ids)?, self.archive.has(&ids)?);
         let mut finished = Vec::new();
-        for ((candidate, row), line) in candidates.iter().zip(rows).zip(lines) {
-            if membership(candidate, row, line).is_finished() {
+        for ((candidate, row), line) in candidates.into_iter().zip(rows).zip(lines) {
+            if membership(&candidate, row, line).is_finished() {
                 let stored = [(row, WAREHOUSE), (line, ARCHIVE)];
                 let stored = stored.into_iter().filter(|(there, _)| *there).map(|(_, sink)| sink).collect();
-                finished.push(Finished { id: candidate.id, stored });
+                finished.push(Finished { candidate, stored });
             }
         }
         Ok((finished, last))

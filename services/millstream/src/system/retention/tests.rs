@@ -21,6 +21,8 @@ enum Fate {
     SkippedByEnrichment,
     SkippedByWarehouse,
     RefusedByIngestion,
+    /// Its device may still send it again at QoS 2.
+    HeldAtQos2,
     Parked,
     DeadAtEnrichment,
     RowLost,
@@ -39,16 +41,21 @@ impl Fate {
     fn is_enriched(self) -> bool {
         matches!(
             self,
-            Self::Stored | Self::SkippedByWarehouse | Self::RowLost | Self::LineLost | Self::Unsettled
+            Self::Stored
+                | Self::HeldAtQos2
+                | Self::SkippedByWarehouse
+                | Self::RowLost
+                | Self::LineLost
+                | Self::Unsettled
         )
     }
 
     fn has_row(self) -> bool {
-        matches!(self, Self::Stored | Self::LineLost)
+        matches!(self, Self::Stored | Self::HeldAtQos2 | Self::LineLost)
     }
 
     fn has_line(self) -> bool {
-        matches!(self, Self::Stored | Self::SkippedByWarehouse | Self::RowLost)
+        matches!(self, Self::Stored | Self::HeldAtQos2 | Self::SkippedByWarehouse | Self::RowLost)
     }
 }
 
@@ -83,6 +90,7 @@ struct Running {
     warehouse: Warehouse,
     archive: Archive,
     retention: Retention,
+    clock: ManualClock,
 }
 
 impl World {
@@ -106,8 +114,9 @@ impl World {
     }
 
     async fn open(&self) -> Running {
-        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(start()));
-        let bus = Bus::open(self.folder.bus(), BusOptions::default(), Arc::clone(&clock)).await.unwrap();
+        let clock = ManualClock::new(start());
+        let shared: Arc<dyn Clock> = Arc::new(clock.clone());
+        let bus = Bus::open(self.folder.bus(), BusOptions::default(), Arc::clone(&shared)).await.unwrap();
         let columns = bqstore::Columns::new(&bqstore::default_columns()).unwrap();
         let warehouse = Warehouse::open(&self.folder.warehouse(), TABLE, &columns).unwrap();
         let folder = &self.folder;
@@ -127,17 +136,18 @@ impl World {
             rows: warehouse.retention(),
             objects: archive.retention(),
             readers: Arc::new(Mutex::new(readers)),
-            clock,
+            clock: WatchedClock::new(shared),
         };
-        Running { bus, warehouse, archive, retention }
+        Running { bus, warehouse, archive, retention, clock }
     }
 
     /// Writes into the stores what the services would have written.
     fn fill(&self, messages: &[(Fate, bool)]) {
-        let bus = Connection::open(self.folder.bus()).unwrap();
-        let warehouse = Connection::open(self.folder.warehouse()).unwrap();
-        let archive = Connection::open(self.folder.archive_index()).unwrap();
-        let mut published = [Digest::default(); 2];
+        let mut files = Filled {
+            bus: Connection::open(self.folder.bus()).unwrap(),
+            warehouse: Connection::open(self.folder.warehouse()).unwrap(),
+            published: [Digest::default(); 2],
+        };
         // What is unsettled lies behind the cursors.
         let mut ordered: Vec<_> = messages.iter().enumerate().collect();
         ordered.sort_by_key(|(_, (fate, _))| *fate == Fate::Unsettled);
@@ -145,53 +155,20 @@ impl World {
         for (number, (fate, foreign)) in ordered {
             // A message is refused before anybody looks for its own id.
             let id = id(number, *foreign && *fate != Fate::RefusedByIngestion);
-            let bytes = id.as_bytes().as_slice();
-            for (at, topic) in [RAW, ENRICHED].into_iter().enumerate() {
-                if *fate == Fate::RefusedByIngestion || (at == 1 && !fate.is_enriched()) {
-                    continue;
-                }
-                published[at].insert(&id);
-                let sql = format!("INSERT INTO \"ids_{topic}\" VALUES (?1, ?2, 0)");
-                bus.execute(&sql, params![bytes, published[at].count.cast_signed()]).unwrap();
-            }
-            let skipped_at = match fate {
-                Fate::SkippedByEnrichment => Some(enrichment_service::STAGE),
-                Fate::SkippedByWarehouse => Some(bigquery_service::STAGE),
-                Fate::RefusedByIngestion => Some(ingestion_service::STAGE),
-                _ => None,
-            };
-            if let Some(stage) = skipped_at {
-                bus.execute("INSERT INTO skips VALUES (?1, ?2, 'rule')", params![stage, bytes]).unwrap();
-            }
-            if *fate == Fate::Parked {
-                bus.execute("INSERT INTO parked VALUES (?1, 'key', 0, 0, x'', NULL, x'')", [bytes]).unwrap();
-            }
-            if *fate == Fate::DeadAtEnrichment {
-                let sql = "INSERT INTO dead_letters (stage, id, reason, detail, attempts, dead_at, publish_time, \
-                               attributes, payload) VALUES (?1, ?2, 'reason', '', 1, '', '', '{}', '')";
-                bus.execute(sql, params![enrichment_service::STAGE, id.to_string()]).unwrap();
-            }
-            if fate.has_row() {
-                warehouse.execute("INSERT INTO messages (message_id) VALUES (?1)", [id.to_string()]).unwrap();
-            }
+            files.publish(id, *fate);
+            files.end(id, *fate);
             if fate.has_line() {
                 lines.push(id);
             }
         }
-        for (at, topic) in [RAW, ENRICHED].into_iter().enumerate() {
-            let unsettled = if at == 1 {
-                messages.iter().filter(|(fate, _)| *fate == Fate::Unsettled).count()
-            } else {
-                0
-            };
-            let sql = "UPDATE topics SET last_seq = ?2, published = ?2, digest = ?3 WHERE name = ?1";
-            let count = published[at].count.cast_signed();
-            bus.execute(sql, params![topic, count, published[at].sum.cast_signed()]).unwrap();
-            let sql =
-                "UPDATE subscriptions SET cursor = ?2 WHERE topic = (SELECT id FROM topics WHERE name = ?1)";
-            bus.execute(sql, params![topic, count - i64::try_from(unsettled).unwrap()]).unwrap();
-        }
-        // Three lines an object.
+        let unsettled = messages.iter().filter(|(fate, _)| *fate == Fate::Unsettled).count();
+        files.close_topics(i64::try_from(unsettled).unwrap());
+        self.write_objects(&lines);
+    }
+
+    /// Three lines an object.
+    fn write_objects(&self, lines: &[MessageId]) {
+        let archive = Connection::open(self.folder.archive_index()).unwrap();
         for (number, lines) in lines.chunks(3).enumerate() {
             let name = format!("2027/01/15/place/object-{number}.jsonl.gz");
             let path = self.folder.archive().join(&name);
@@ -236,9 +213,82 @@ impl World {
     }
 }
 
+/// The files while they are filled.
+struct Filled {
+    bus: Connection,
+    warehouse: Connection,
+    /// To `raw` and to `enriched`.
+    published: [Digest; 2],
+}
+
+impl Filled {
+    fn publish(&mut self, id: MessageId, fate: Fate) {
+        for (published, topic) in self.published.iter_mut().zip([RAW, ENRICHED]) {
+            if fate == Fate::RefusedByIngestion || (topic == ENRICHED && !fate.is_enriched()) {
+                continue;
+            }
+            published.insert(&id);
+            let sql = format!("INSERT INTO \"ids_{topic}\" VALUES (?1, ?2, 0)");
+            self.bus.execute(&sql, params![id.as_bytes(), published.count.cast_signed()]).unwrap();
+        }
+    }
+
+    fn end(&self, id: MessageId, fate: Fate) {
+        let bytes = id.as_bytes().as_slice();
+        let skip = |stage: &str| {
+            self.bus.execute("INSERT INTO skips VALUES (?1, ?2, 'rule')", params![stage, bytes]).unwrap()
+        };
+        match fate {
+            Fate::SkippedByEnrichment => skip(enrichment_service::STAGE),
+            Fate::SkippedByWarehouse => skip(bigquery_service::STAGE),
+            Fate::RefusedByIngestion => skip(ingestion_service::STAGE),
+            Fate::HeldAtQos2 => self.hold(bytes),
+            Fate::Parked => self
+                .bus
+                .execute("INSERT INTO parked VALUES (?1, 'key', 0, 0, x'', NULL, x'')", [bytes])
+                .unwrap(),
+            Fate::DeadAtEnrichment => {
+                let sql = "INSERT INTO dead_letters (stage, id, reason, detail, attempts, dead_at, publish_time, \
+                               attributes, payload) VALUES (?1, ?2, 'reason', '', 1, '', '', '{}', '')";
+                self.bus.execute(sql, params![enrichment_service::STAGE, id.to_string()]).unwrap()
+            }
+            Fate::Stored | Fate::RowLost | Fate::LineLost | Fate::Unsettled => 0,
+        };
+        if fate.has_row() {
+            let sql = "INSERT INTO messages (message_id) VALUES (?1)";
+            self.warehouse.execute(sql, [id.to_string()]).unwrap();
+        }
+    }
+
+    fn hold(&self, id: &[u8]) -> usize {
+        let session = "INSERT OR IGNORE INTO mqtt_sessions VALUES (1, 'device', 60)";
+        self.bus.execute(session, []).unwrap();
+        let sql = "INSERT INTO mqtt_held SELECT 1, count(*) + 1, ?1, 0 FROM mqtt_held";
+        self.bus.execute(sql, [id]).unwrap()
+    }
+
+    fn close_topics(&self, unsettled: i64) {
+        for (published, (topic, unsettled)) in self.published.iter().zip([(RAW, 0), (ENRICHED, unsettled)]) {
+            let sql = "UPDATE topics SET last_seq = ?2, published = ?2, digest = ?3 WHERE name = ?1";
+            let count = published.count.cast_signed();
+            self.bus.execute(sql, params![topic, count, published.sum.cast_signed()]).unwrap();
+            let sql =
+                "UPDATE subscriptions SET cursor = ?2 WHERE topic = (SELECT id FROM topics WHERE name = ?1)";
+            self.bus.execute(sql, params![topic, count - unsettled]).unwrap();
+        }
+    }
+}
+
 impl Running {
-    async fn pass(&self, at: Timestamp) {
-        let passed = self.retention.pass(at, true, &Shutdown::new()).await;
+    async fn pass(&mut self, at: Timestamp) {
+        let ahead = at.since(self.clock.now());
+        self.clock.advance(ahead);
+        tokio::time::advance(ahead).await;
+        self.pass_now().await;
+    }
+
+    async fn pass_now(&mut self) {
+        let passed = self.retention.pass(true, &Shutdown::new()).await;
         assert!(passed.is_ok());
     }
 
@@ -257,6 +307,7 @@ fn fates() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::SkippedByEnrichment),
         1 => Just(Fate::SkippedByWarehouse),
         1 => Just(Fate::RefusedByIngestion),
+        1 => Just(Fate::HeldAtQos2),
         1 => Just(Fate::Parked),
         1 => Just(Fate::DeadAtEnrichment),
         1 => Just(Fate::RowLost),
@@ -266,7 +317,12 @@ fn fates() -> impl Strategy<Value = Fate> {
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(work)
 }
 
 proptest! {
@@ -279,7 +335,7 @@ proptest! {
         block_on(async {
             let world = World::new(&messages).await;
             let before = world.books();
-            let running = world.open().await;
+            let mut running = world.open().await;
             // The first look notes how far everything is; before its time is over nothing is forgotten.
             running.pass(later(1)).await;
             running.pass(later(90)).await;
@@ -294,10 +350,11 @@ proptest! {
             running.pass(later(400)).await;
             assert_eq!(world.books(), before);
             let rows = messages.iter().filter(|(fate, _)| fate.has_row()).count();
-            let lost_line = messages.iter().filter(|(fate, _)| *fate == Fate::LineLost).count();
+            let kept =
+                messages.iter().filter(|(fate, _)| matches!(fate, Fate::LineLost | Fate::HeldAtQos2)).count();
             let left = world.count(world.folder.warehouse(), "SELECT count(*) FROM messages");
             // The newest row stays whatever its age.
-            assert!(usize::try_from(left).unwrap() <= lost_line + usize::from(rows > 0));
+            assert!(usize::try_from(left).unwrap() <= kept + usize::from(rows > 0));
             running.close().await;
         });
     }
@@ -309,14 +366,14 @@ fn a_stop_after_any_transaction_is_made_good_by_the_next_start() {
         let messages: Vec<_> = (0..9).map(|n| (Fate::Stored, n % 2 == 0)).collect();
         let world = World::new(&messages).await;
         let before = world.books();
-        let running = world.open().await;
+        let mut running = world.open().await;
         running.pass(later(1)).await;
 
         // Folded in bus.db, and the archive has not heard of it.
         let horizon = later(100);
         let whole = (None, MessageId::from_bytes([0xff; 16]));
         let (finished, _) = running.retention.readers.lock().finished(Ids::Ledger, whole, horizon).unwrap();
-        assert_eq!(running.retention.ledger.fold(finished, horizon).await.unwrap(), 9);
+        assert_eq!(running.retention.ledger.fold(finished, horizon).await.unwrap().len(), 9);
         running.close().await;
         assert_eq!(world.books(), before);
         assert_eq!(world.count(world.folder.archive_index(), "SELECT count(*) FROM object_ids"), 9);
@@ -327,7 +384,10 @@ fn a_stop_after_any_transaction_is_made_good_by_the_next_start() {
         assert_eq!(world.books(), before);
         running.retention.ledger.fold_done().await.unwrap();
         let (rows, _) = running.retention.readers.lock().forgotten_rows(horizon, 0).unwrap();
-        assert_eq!(running.retention.rows.remove(rows).await.unwrap(), 8);
+        // One is sent again in the last moment; its row stays.
+        let sent_again = |ids: &[MessageId]| Ok(ids.iter().map(|id| *id == ids[3]).collect());
+        assert_eq!(running.retention.rows.remove(rows.clone(), sent_again).await.unwrap(), 7);
+        assert_eq!(running.retention.rows.remove(rows, |ids| Ok(vec![false; ids.len()])).await.unwrap(), 1);
         running.close().await;
         assert_eq!(world.books(), before);
         let index = Connection::open(world.folder.archive_index()).unwrap();
@@ -347,6 +407,58 @@ fn a_stop_after_any_transaction_is_made_good_by_the_next_start() {
         assert_eq!(world.removed_files(&names), 3);
         assert_eq!(world.count(world.folder.archive_index(), "SELECT count(*) FROM objects"), 0);
         assert!(!world.folder.archive().join("2027").exists());
+    });
+}
+
+#[test]
+fn a_clock_that_is_set_makes_nothing_older() {
+    block_on(async {
+        let world = World::new(&[(Fate::Stored, false); 5]).await;
+        let mut running = world.open().await;
+        let left = || {
+            let ids = world.count(world.folder.bus(), "SELECT count(*) FROM ids_raw");
+            (ids, world.count(world.folder.warehouse(), "SELECT count(*) FROM messages"))
+        };
+        running.pass(later(1)).await;
+        // A board without a clock of its own reaches the network.
+        let years = 56 * 365 * 24 * 3600;
+        running.clock.advance(Duration::from_secs(years));
+        running.pass_now().await;
+        assert_eq!(left(), (5, 5));
+        running.pass(later(years + 99)).await;
+        assert_eq!(left(), (5, 5));
+        running.pass(later(years + 102)).await;
+        running.pass(later(years + 104)).await;
+        // The newest row stays whatever its age.
+        assert_eq!(left(), (0, 1));
+        running.close().await;
+    });
+}
+
+#[test]
+fn an_old_object_that_cannot_be_removed_stops_no_start_and_no_other_removal() {
+    block_on(async {
+        let world = World::new(&[(Fate::Stored, false); 12]).await;
+        let index = Connection::open(world.folder.archive_index()).unwrap();
+        let change = |sql: &str| index.execute_batch(sql).unwrap();
+        let objects = || world.count(world.folder.archive_index(), "SELECT count(*) FROM objects");
+        // Two of four are left by a process that died while it removed them: one with a name that no archive gives,
+        // one with a folder in its place.
+        change("DELETE FROM object_ids; UPDATE objects SET listed = 0");
+        change(
+            "UPDATE objects SET removing = 1 WHERE id <= 2; UPDATE objects SET name = '../odd' WHERE id = 1",
+        );
+        let folder = world.folder.archive().join("2027/01/15/place/object-1.jsonl.gz");
+        std::fs::remove_file(&folder).unwrap();
+        std::fs::create_dir_all(folder.join("inside")).unwrap();
+        let running = world.open().await;
+        assert_eq!(objects(), 4);
+        assert_eq!(running.retention.objects.remove(later(1), 16).await.unwrap(), 2);
+        assert_eq!(objects(), 2);
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(running.retention.objects.remove(later(1), 16).await.unwrap(), 1);
+        assert_eq!(running.retention.objects.remove(later(1), 16).await.unwrap(), 0);
+        running.close().await;
     });
 }
 
