@@ -337,6 +337,7 @@ async fn at_their_bound_the_dead_letters_take_no_more_until_some_are_dropped() {
     dead.put(published[..2].iter().map(|message| letter(message, "poison")).collect()).await.unwrap();
     let refused = dead.put(vec![letter(&published[2], "poison")]).await.unwrap_err();
     assert_eq!((refused.class(), refused.reason()), (ErrorClass::Transient, "dead-letters-full"));
+    dead.put(vec![letter(&published[0], "poison")]).await.expect("it is kept already");
     assert_eq!(rig.unsettled(&rig.left).await, 1, "what has no letter is still owed");
     let one = LetterFilter { ids: vec![published[0].id], ..LetterFilter::default() };
     let decision = Decision { by: "ann".to_owned(), why: Some("broken sensor".to_owned()) };
@@ -347,6 +348,22 @@ async fn at_their_bound_the_dead_letters_take_no_more_until_some_are_dropped() {
     let ending = dropped.ended.unwrap();
     assert_eq!((dropped.state.as_str(), ending.by.as_str()), ("dropped", "ann"));
     assert_eq!((ending.why.as_deref(), dropped.message.payload.len()), (Some("broken sensor"), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_letter_is_refused_and_keeps_no_other_from_being_retried() {
+    let rig = Rig::new(BusOptions::default()).await;
+    let published = messages(4);
+    rig.publish(&published).await;
+    let dead = rig.bus.dead_letters(Some(&rig.left));
+    dead.put(published.iter().map(|message| letter(message, "poison")).collect()).await.unwrap();
+    let bus = rusqlite::Connection::open(rig.folder.path().join("bus.db")).unwrap();
+    let damage = "UPDATE dead_letters SET attributes = '{' WHERE id = ?1";
+    assert_eq!(bus.execute(damage, [published[1].id.to_string()]).unwrap(), 1);
+    let queue = rig.bus.letter_queue();
+    let page = queue.retry(LetterFilter::default(), None, Decision::default()).await.unwrap();
+    let refused: Vec<_> = page.refused.iter().map(|((_, id), _)| *id).collect();
+    assert_eq!((page.done, refused), (3, vec![published[1].id]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

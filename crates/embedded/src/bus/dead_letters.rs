@@ -70,11 +70,15 @@ impl DeadLetters for BusDeadLetters {
         let bytes = letters.iter().map(|letter| letter.message.weight() + letter.detail.len()).sum();
         let (now, limits) = (self.clock.now(), self.limits);
         Box::pin(self.write(bytes, move |connection, subscription| {
-            refuse_beyond(connection, limits)?;
+            let before = totals(connection)?;
             let mut settled = Vec::new();
             for letter in &letters {
                 insert_letter(connection, letter, subscription, now)?;
                 settled.extend(settle_stored(connection, subscription, &letter.message.id)?);
+            }
+            // Letters that were kept already take no room; an error undoes the others.
+            if totals(connection)? != before {
+                refuse_beyond(before, limits)?;
             }
             Ok(settled)
         }))
@@ -103,8 +107,7 @@ pub(super) fn totals(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
 
 /// Refuses further letters at the bound. A call that begins below it may pass it: by what one call brings, which the
 /// stage's window bounds.
-fn refuse_beyond(connection: &Connection, (max_letters, max_bytes): (u64, u64)) -> Result<(), Error> {
-    let (letters, bytes) = totals(connection)?;
+fn refuse_beyond((letters, bytes): (u64, u64), (max_letters, max_bytes): (u64, u64)) -> Result<(), Error> {
     if letters < max_letters && bytes < max_bytes {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use super::dead_letters::{LETTER_COLUMNS, read_letter};
 use super::housekeeping::add_settled;
-use super::publisher::stored_bytes;
+use super::publisher::{insert_message, stored_bytes};
 use super::rows::{signed, unsigned};
 use super::schema::SCHEMA;
 use super::state::{Shared, TopicState};
@@ -347,8 +347,12 @@ fn requeue(
     (stage, id): &LetterKey,
 ) -> Result<Result<Requeued, Kept>, Error> {
     let sql = format!("SELECT {LETTER_COLUMNS} FROM dead_letters WHERE stage = ?1 AND id = ?2");
-    let letter = connection.prepare_cached(&sql)?.query_row(params![stage, id.to_string()], read_letter)?;
     let refused = |why| Ok(Err(Kept::Refused(why)));
+    let found = connection.prepare_cached(&sql)?.query_row(params![stage, id.to_string()], read_letter);
+    let letter = match found {
+        Err(error) if is_damage(&error) => return refused("its row in bus.db is damaged and cannot be read"),
+        found => found?,
+    };
     if letter.reason == ID_CONFLICT {
         return refused("its message id belongs to another message, so it would fail again");
     }
@@ -365,6 +369,12 @@ fn requeue(
         add_settled(connection, *other, seq, seq)?;
     }
     Ok(Ok(Requeued { topic, seq, settled }))
+}
+
+/// Whether a row does not hold what its columns should: the others are none the worse for it.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+    matches!(error, FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..))
 }
 
 /// Where the ledger says that the message lies.
@@ -394,15 +404,8 @@ fn append_again(connection: &Connection, topic: &TopicState, message: &Message) 
         "UPDATE topics SET last_seq = last_seq + 1, bytes = bytes + ?2 WHERE id = ?1 RETURNING last_seq";
     let bytes = signed(stored_bytes(message));
     let seq: i64 = connection.prepare_cached(sql)?.query_row(params![topic.id, bytes], |row| row.get(0))?;
+    insert_message(&mut connection.prepare_cached(&topic.sql.insert_message)?, unsigned(seq), message)?;
     let id = message.id.as_bytes().as_slice();
-    connection.prepare_cached(&topic.sql.insert_message)?.execute(params![
-        seq,
-        id,
-        message.publish_time.as_micros(),
-        &message.attributes.as_bytes()[..],
-        message.enrichment.text(),
-        &message.payload[..],
-    ])?;
     connection.prepare_cached(&topic.sql.moved)?.execute(params![id, seq])?;
     Ok(unsigned(seq))
 }

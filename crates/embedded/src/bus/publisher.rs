@@ -7,7 +7,7 @@ use crate::sqlite::Writer;
 use futures_util::future::BoxFuture;
 use messagepipeline::metric_names::{BUS_DUPLICATES, BUS_PUBLISHED};
 use messagepipeline::{BatchOutcome, Digest, ErrorClass, ID_CONFLICT, Message, Publisher, StageError};
-use rusqlite::{Connection, params};
+use rusqlite::{CachedStatement, Connection, params};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -109,7 +109,7 @@ fn append(
     let mut appended = Appended::default();
     let mut stored = Vec::with_capacity(messages.len());
     let mut insert_id = connection.prepare_cached(&topic.sql.insert_id)?;
-    let mut insert_message = connection.prepare_cached(&topic.sql.insert_message)?;
+    let mut insert = connection.prepare_cached(&topic.sql.insert_message)?;
     for (index, message) in messages.iter().enumerate() {
         let (seq, fingerprint) = (counters.head + 1, fingerprint(&message.payload));
         let id = message.id.as_bytes().as_slice();
@@ -121,14 +121,7 @@ fn append(
             }
             continue;
         }
-        insert_message.execute(params![
-            signed(seq),
-            id,
-            message.publish_time.as_micros(),
-            &message.attributes.as_bytes()[..],
-            message.enrichment.text(),
-            &message.payload[..],
-        ])?;
+        insert_message(&mut insert, seq, message)?;
         counters.head = seq;
         counters.digest.insert(&message.id);
         counters.bytes += stored_bytes(message);
@@ -142,6 +135,23 @@ fn append(
         appended.copies = Cell::new(copies(&stored)?);
     }
     Ok(appended)
+}
+
+/// Runs a topic's statement that puts `message` into its log.
+pub(super) fn insert_message(
+    insert: &mut CachedStatement<'_>,
+    seq: u64,
+    message: &Message,
+) -> rusqlite::Result<()> {
+    insert.execute(params![
+        signed(seq),
+        message.id.as_bytes().as_slice(),
+        message.publish_time.as_micros(),
+        &message.attributes.as_bytes()[..],
+        message.enrichment.text(),
+        &message.payload[..],
+    ])?;
+    Ok(())
 }
 
 /// What a message counts for against the topic's size limit.
