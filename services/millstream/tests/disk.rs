@@ -178,9 +178,9 @@ fn with_slow_syncs_publishers_are_slowed_and_not_refused_and_a_stop_loses_nothin
     bench.faults.set("slow data/ 500");
     let flood = Publisher::start(bench.up.mqtt, "flood", 900);
     let mut quiet = Raw::open(bench.up.mqtt).unwrap();
-    quiet.send(&connect(5, b"quiet", 2)).unwrap();
+    quiet.send(&connect(5, b"quiet", 10)).unwrap();
     assert_eq!(quiet.answer().unwrap().unwrap().first, 0x20);
-    // A client with a keep-alive of two seconds, in which no answer takes longer than that to wait for.
+    // A client with a keep-alive of ten seconds, in which no answer takes longer than that to wait for.
     for n in 0..6 {
         let payload = format!("{{\"device_id\":\"quiet\",\"n\":{n}}}");
         assert_eq!(quiet.publish(5, b"devices/quiet", payload.as_bytes()).unwrap(), Some(0));
