@@ -472,9 +472,9 @@ fn without_file_descriptors_left_the_program_goes_on_and_accepts_again_later() {
 }
 
 #[test]
-fn a_client_that_never_reads_its_pubacks_stops_only_itself() {
+fn a_client_that_never_reads_its_answers_stops_only_itself() {
     let siege = Siege::start("");
-    // As many as fit between us and the server; what it took it stores, and whether it did we do not read.
+    // As many as fit between us and the server.
     let mut raw = Raw::connect(siege.up.mqtt, 4, "deaf").unwrap();
     raw.stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
     let ping = [0xC0, 0].repeat(32 * 1_024);
