@@ -14,6 +14,8 @@ use super::reply;
 use super::session::{Attachment, Standing};
 use super::shared::{Phase, Sender, Shared};
 use super::wire::{Event, Wire};
+use futures_util::FutureExt;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +82,8 @@ pub(super) struct Connection {
     /// When we last read, or began to.
     heard: Instant,
     reading: bool,
+    /// The last look at the clock found the client late.
+    doubted: bool,
     /// Since when a packet is arriving.
     incomplete_since: Option<(Instant, usize)>,
     window_full: bool,
@@ -113,6 +117,7 @@ impl Connection {
             timer: Box::pin(sleep_until(now + tick)),
             heard: now,
             reading: false,
+            doubted: false,
             incomplete_since: None,
             window_full: false,
             broken: false,
@@ -180,50 +185,62 @@ impl Connection {
         self.reading = read;
         tokio::select! {
             event = self.wire.next(read) => {
-                let event = event.map_err(|_| End::Gone)?;
-                if event == Event::Read {
-                    self.heard = Instant::now();
-                }
-                Ok(Some(event))
+                self.note(Some(event))
             }
             () = self.attachment.woken.notified() => Ok(None),
             _ = self.phase.changed() => Ok(None),
             () = self.timer.as_mut() => {
+                // When the process was paused, the timer may come before what the client said meanwhile.
+                let waiting = self.wire.next(read).now_or_never();
+                let event = self.note(waiting)?;
                 self.look_at_clock()?;
                 self.set_timer();
-                Ok(None)
+                Ok(event)
             }
         }
+    }
+
+    fn note(&mut self, event: Option<io::Result<Event>>) -> Result<Option<Event>, End> {
+        let event = event.transpose().map_err(|_| End::Gone)?;
+        if event == Some(Event::Read) {
+            self.heard = Instant::now();
+        }
+        Ok(event)
     }
 
     /// The timer is moved only when it has run out: that is once per interval instead of once per read.
     fn set_timer(&mut self) {
         let now = Instant::now();
         let latest = now + self.shared.options.stall_timeout;
-        let next = self.keep_alive.map_or(latest, |limit| latest.min(self.heard + limit));
+        let next = if self.doubted {
+            now
+        } else {
+            self.keep_alive.map_or(latest, |limit| latest.min(self.heard + limit))
+        };
         self.timer.as_mut().reset(next.max(now + MIN_TICK));
     }
 
-    fn look_at_clock(&self) -> Result<(), End> {
-        let now = Instant::now();
-        let stall = self.shared.options.stall_timeout;
+    /// Ends a connection whose client is late at two looks: between them the runtime has asked the sockets.
+    fn look_at_clock(&mut self) -> Result<(), End> {
         self.attachment.with_window(super::window::Window::shrink);
-        if self.wire.stalled_for() >= stall {
+        if self.wire.stalled_for() >= self.shared.options.stall_timeout {
             return Err(End::Gone);
         }
-        if let Some((since, bytes)) = self.incomplete_since
-            && self.reading
-            && now.duration_since(since)
-                >= stall + Duration::from_secs((bytes / LEAST_BYTES_PER_SECOND) as u64)
-        {
+        let is_late = self.reading && self.is_late();
+        if is_late && self.doubted {
             return Err(End::Refused(Reason::KeepAliveTimeout));
         }
-        if let Some(limit) = self.keep_alive
-            && self.reading
-            && now.duration_since(self.heard) >= limit
-        {
-            return Err(End::Refused(Reason::KeepAliveTimeout));
-        }
+        self.doubted = is_late;
         Ok(())
+    }
+
+    /// Whether the client is silent for too long, or a packet of its takes too long to arrive.
+    fn is_late(&self) -> bool {
+        let now = Instant::now();
+        let stall = self.shared.options.stall_timeout;
+        let is_slow = self.incomplete_since.is_some_and(|(since, bytes)| {
+            now.duration_since(since) >= stall + Duration::from_secs((bytes / LEAST_BYTES_PER_SECOND) as u64)
+        });
+        is_slow || self.keep_alive.is_some_and(|limit| now.duration_since(self.heard) >= limit)
     }
 }

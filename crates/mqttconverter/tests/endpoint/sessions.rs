@@ -131,6 +131,24 @@ async fn a_client_that_falls_silent_is_cut_off_but_not_while_it_is_us_who_do_not
 }
 
 #[tokio::test]
+async fn what_clients_said_while_the_process_was_paused_counts_for_their_keep_alive() {
+    let rig = Rig::new().await;
+    let mut clients = Vec::new();
+    for id in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        clients.push(rig.client(Connect { client_id: id, keep_alive: 3, ..V5 }).await);
+    }
+    // The runtime has this one thread: whoever blocks it pauses the endpoint. What is sent meanwhile waits.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    for client in &clients {
+        assert_eq!(client.stream.try_write(&PINGREQ).unwrap(), PINGREQ.len());
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    for client in &mut clients {
+        client.expect(&PINGRESP).await;
+    }
+}
+
+#[tokio::test]
 async fn a_will_with_a_delay_is_published_after_it() {
     let mut rig = Rig::new().await;
     // Will Delay Interval 1 s; the session must outlive it.
