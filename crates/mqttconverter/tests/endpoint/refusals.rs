@@ -1,4 +1,5 @@
 use crate::support::*;
+use testkit::session_suite::MemorySessions;
 use tokio::io::AsyncWriteExt;
 
 async fn refused_by(rig: &Rig, packet: &[u8], code: u8) {
@@ -125,4 +126,23 @@ async fn a_client_that_never_reads_our_answers_is_cut_off() {
     let pings = PINGREQ.repeat(32 * 1024);
     let flood = async { while client.stream.write_all(&pings).await.is_ok() {} };
     tokio::time::timeout(std::time::Duration::from_secs(60), flood).await.expect("still reading");
+}
+
+#[tokio::test]
+async fn a_pubrel_whose_identifier_cannot_be_forgotten_gets_no_pubcomp() {
+    let connect = Connect { clean: false, expiry: 3_600, ..V5 };
+    let store = MemorySessions::default();
+    let mut rig = Rig::on(&store).await;
+    let mut client = rig.client(connect).await;
+    client.send(&publish_once(5, 1, b"once")).await;
+    rig.take(1).await.remove(0).1.ack();
+    client.expect(&pubrec(1)).await;
+    store.fail(true);
+    client.send(&pubrel(1)).await;
+    client.expect(&[0xE0, 1, 0x88]).await;
+    client.expect_closed().await;
+    store.fail(false);
+    let mut client = rig.client(connect).await;
+    client.send(&pubrel(1)).await;
+    client.expect(&pubcomp(1)).await;
 }
