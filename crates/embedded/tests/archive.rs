@@ -184,14 +184,20 @@ async fn a_death_between_rename_and_confirmation_is_confirmed_at_the_next_start(
 }
 
 #[tokio::test]
-async fn a_listed_object_that_is_nowhere_stops_the_start_by_name() {
+async fn a_listed_object_that_is_nowhere_stays_listed_and_does_not_keep_the_others_from_their_places() {
     let mut folder = Folder::new();
-    let object = folder.archive(&suite::messages(3)).await;
-    folder.unconfirm(&object, "gone.7");
-    fs::remove_file(folder.place(&object)).unwrap();
-    let error = folder.try_open().unwrap_err();
-    assert_eq!(error.class(), ErrorClass::Configuration);
-    assert!(error.to_string().contains(object.name.as_str()), "{error}");
+    let messages = suite::messages(6);
+    let lost = folder.archive(&messages[..3]).await;
+    let kept = folder.archive(&messages[3..]).await;
+    folder.unconfirm(&lost, "gone.7");
+    folder.unconfirm(&kept, "kept.8");
+    fs::remove_file(folder.place(&lost)).unwrap();
+    fs::rename(folder.place(&kept), folder.path("archive-tmp").join("kept.8")).unwrap();
+    let store = folder.open().await;
+    assert!(store.known(ids(&messages)).await.unwrap().iter().all(Option::is_some));
+    assert_eq!(fs::read(folder.place(&kept)).unwrap(), kept.bytes);
+    assert!(!folder.place(&lost).exists());
+    assert_eq!((folder.unconfirmed(), folder.temporary_files()), (0, 0));
 }
 
 // Under the paused clock the pauses between tries take no time.

@@ -75,7 +75,7 @@ impl Files {
     /// Moves a temporary file to its final name; on the disk when it returns. Moving it again is no error.
     pub(super) fn publish(&self, temporary: &str, name: &ObjectName) -> Result<(), Error> {
         let source = self.temporary.join(temporary);
-        let target = self.folder.join(name.as_str());
+        let target = self.place(name);
         let parent = target.parent().unwrap_or(&self.folder);
         self.make_folders(parent)?;
         match rename_over_nothing(&source, &target) {
@@ -88,6 +88,24 @@ impl Files {
             Err(error) => return Err(Error::io("move an object to", target, error)),
         }
         sync(parent)
+    }
+
+    /// Where a finished object lies.
+    pub(super) fn place(&self, name: &ObjectName) -> PathBuf {
+        self.folder.join(name.as_str())
+    }
+
+    /// Whether neither the temporary file nor the finished one is there. No crash of ours comes to that: the file is
+    /// on the disk before it is listed, and a rename leaves it under one of the two names.
+    pub(super) fn is_lost(&self, temporary: &str, name: &ObjectName) -> Result<bool, Error> {
+        for path in [self.temporary.join(temporary), self.place(name)] {
+            match fs::symlink_metadata(&path) {
+                Ok(_) => return Ok(false),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(error) => return Err(Error::io("read", path, error)),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether an earlier try has moved it already.
@@ -130,7 +148,7 @@ impl Files {
     /// Removes a finished object, and the folders that it leaves empty. One that is gone is no error. On the disk when
     /// it returns.
     pub(super) fn remove_object(&self, name: &ObjectName) -> Result<(), Error> {
-        let path = self.folder.join(name.as_str());
+        let path = self.place(name);
         match fs::remove_file(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -116,20 +116,34 @@ pub(super) fn find(connection: &Connection, pending: &Pending) -> rusqlite::Resu
         .optional()
 }
 
-/// Finishes what an earlier process left pending and removes what it left unlisted.
+/// Finishes what an earlier process left pending and removes what it left unlisted. A pending object whose file is
+/// nowhere was removed by somebody: it stays listed, and the books name its ids.
 pub(super) fn repair(connection: &Connection, path: &Path, files: &Files) -> Result<(), Error> {
     let located = |error: rusqlite::Error| Error::from(error).at(path);
     let pending = pending(connection, path)?;
     let kept: HashSet<&str> = pending.iter().map(|object| object.temporary.as_str()).collect();
+    let mut lost = Vec::new();
     for object in &pending {
-        files.publish(&object.temporary, &object.name)?;
+        if files.is_lost(&object.temporary, &object.name)? {
+            lost.push(files.place(&object.name));
+        } else {
+            files.publish(&object.temporary, &object.name)?;
+        }
     }
     if !pending.is_empty() {
         let objects: Vec<_> = pending.iter().map(|object| object.object).collect();
         let step = connection.unchecked_transaction().map_err(located)?;
         confirm(&step, &objects).map_err(located)?;
         step.commit().map_err(located)?;
-        tracing::info!(objects = objects.len(), "archived objects of an earlier run moved to their places");
+        let placed = pending.len() - lost.len();
+        tracing::info!(objects = placed, "archived objects of an earlier run are in their places");
+    }
+    if let Some(first) = lost.first() {
+        tracing::warn!(
+            objects = lost.len(),
+            first = %first.display(),
+            "listed archive objects are gone: restore them from a copy; until then `books` names their messages"
+        );
     }
     files.sweep(&kept)
 }

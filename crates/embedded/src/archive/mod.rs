@@ -75,7 +75,8 @@ impl Archive {
     /// object shows in `health`. Reads and writes the disk before it returns.
     ///
     /// # Errors
-    /// When a file or folder cannot be used, or an object that the index lists is gone.
+    /// When a file or folder cannot be used. An object that the index lists and nobody has is only logged: the reader
+    /// tells which messages it held.
     pub fn open(
         index: &Path,
         folder: &Path,
