@@ -28,10 +28,6 @@ impl Shared {
     /// same client. Writes nothing when it knows already.
     pub(super) async fn remember(&self, attachment: &Attachment, expiry: Duration) -> Result<(), Reason> {
         let Some(store) = &self.store else { return Ok(()) };
-        // Else what it still has of an earlier session might come back after a crash.
-        while self.sessions.has_ended() {
-            self.forget_ended().await.map_err(|error| self.store_failed(&error))?;
-        }
         let session = &*attachment.session;
         let _turn = session.store_turn.lock().await;
         let kept = {
@@ -41,25 +37,51 @@ impl Shared {
             }
             state.kept
         };
+        if expiry.is_zero() {
+            return self.forget_kept(&**store, session, kept).await;
+        }
         let is_stale = kept.is_some_and(|kept| kept.is_stale);
-        // What this process does not know of must not be there either.
-        let clean = is_stale || kept.is_none();
-        // A session that is to end with its connection needs no write before that.
-        let is_as_kept = kept.map_or(expiry.is_zero(), |kept| expiry.is_zero() || kept.expiry == expiry);
-        if is_as_kept && !is_stale {
+        if kept.is_some_and(|kept| kept.expiry == expiry) && !is_stale {
             return Ok(());
         }
-        let expiry = if expiry.is_zero() { kept.map_or(expiry, |kept| kept.expiry) } else { expiry };
+        // What this process does not know of must not be there either, nor an earlier session that has ended.
+        let clean = is_stale || kept.is_none();
         let key = within_deadline(store.open(&session.client_id, expiry, clean))
             .await
             .map_err(|error| self.store_failed(&error))?;
         session.state.lock().kept = Some(Kept { key, expiry, is_stale: false });
+        if let Some(ended) = self.sessions.ended_of(&session.client_id) {
+            self.sessions.ended(&session.client_id, ended);
+        }
+        Ok(())
+    }
+
+    /// Has the store forget what it has of a client whose session ends with its connection: else it would come back
+    /// after a crash, which ends the connection too.
+    async fn forget_kept(
+        &self,
+        store: &dyn SessionStore,
+        session: &Session,
+        kept: Option<Kept>,
+    ) -> Result<(), Reason> {
+        let ended = self.sessions.ended_of(&session.client_id);
+        let keys: Vec<_> = kept.map(|kept| kept.key).into_iter().chain(ended).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        within_deadline(store.end(keys)).await.map_err(|error| self.store_failed(&error))?;
+        session.state.lock().kept = None;
+        if let Some(ended) = ended {
+            self.sessions.ended(&session.client_id, ended);
+        }
         Ok(())
     }
 
     /// Makes `changes` durable, as far as the session has not outgrown them; nothing to do for a session that ends
     /// with its connection. Afterwards the window knows what became of them.
     pub(super) async fn keep(&self, session: &Session, changes: &Changes) -> Result<(), StageError> {
+        // Also over what the window is told, so that a PUBREL on a new connection is judged by what became of the first.
+        let _turn = session.store_turn.lock().await;
         let result = match &self.store {
             Some(store) => update(&**store, session, changes).await,
             None => Ok(()),
@@ -68,9 +90,9 @@ impl Shared {
         let before = state.window.exchanges().len();
         let exchanges = state.window.exchanges();
         if result.is_ok() {
-            changes.released.iter().for_each(|packet_id| exchanges.released(*packet_id));
+            changes.released.iter().for_each(|released| exchanges.released(released));
         } else {
-            changes.released.iter().for_each(|packet_id| exchanges.keep(*packet_id));
+            changes.released.iter().for_each(|released| exchanges.keep(released));
             changes.held.iter().for_each(|held| exchanges.abandon(held));
         }
         self.sessions.recount(before, &mut state.window);
@@ -80,14 +102,18 @@ impl Shared {
     /// Has the store forget sessions that are over.
     pub(super) async fn forget_ended(&self) -> Result<(), StageError> {
         let Some(store) = &self.store else { return Ok(()) };
-        let _turn = self.ending.lock().await;
-        while self.sessions.has_ended() {
-            let keys = self.sessions.take_ended(ENDED_AT_ONCE);
-            let result = within_deadline(store.end(keys.clone())).await;
-            self.sessions.ended(keys, result.is_ok());
-            result?;
+        // Whoever has the turn sees to all.
+        let Ok(_turn) = self.ending.try_lock() else { return Ok(()) };
+        loop {
+            let ended = self.sessions.some_ended(ENDED_AT_ONCE);
+            if ended.is_empty() {
+                return Ok(());
+            }
+            within_deadline(store.end(ended.iter().map(|(_, key)| *key).collect())).await?;
+            for (client_id, key) in ended {
+                self.sessions.ended(&client_id, key);
+            }
         }
-        Ok(())
     }
 
     /// Tells that the store failed; the client hears that the server is unavailable.
@@ -100,17 +126,16 @@ impl Shared {
 }
 
 async fn update(store: &dyn SessionStore, session: &Session, changes: &Changes) -> Result<(), StageError> {
-    let _turn = session.store_turn.lock().await;
     let (key, held, released) = {
         let mut state = session.state.lock();
         let Some(kept) = state.kept.filter(|kept| !kept.is_stale) else { return Ok(()) };
         let exchanges = state.window.exchanges();
         let held: Vec<Held> = changes.held.iter().filter(|held| exchanges.holds(held)).copied().collect();
-        let released = changes.released.iter().filter(|id| exchanges.is_releasing(**id)).copied().collect();
+        let released = changes.released.iter().filter(|released| exchanges.is_to_release(released));
+        let released: Vec<u16> = released.map(|released| released.packet_id).collect();
         (kept.key, held, released)
     };
-    let is_outgrown = held.is_empty() && Vec::is_empty(&released);
-    if is_outgrown {
+    if held.is_empty() && released.is_empty() {
         return Ok(());
     }
     within_deadline(store.update(key, held, released)).await

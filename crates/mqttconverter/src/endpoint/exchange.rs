@@ -19,7 +19,7 @@ use hashbrown::HashMap;
 use messagepipeline::MessageId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+enum Stage {
     InPipeline(Sequence),
     Stored,
     Unsent,
@@ -27,10 +27,10 @@ pub(super) enum Stage {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Exchange {
-    pub(super) message_id: MessageId,
+struct Exchange {
+    message_id: MessageId,
     fingerprint: u64,
-    pub(super) stage: Stage,
+    stage: Stage,
     /// Its PUBREC was written on the present connection.
     received: bool,
 }
@@ -50,11 +50,18 @@ pub(super) enum Meaning {
     Violation,
 }
 
+/// A packet identifier that is to be forgotten, as long as it stands for this message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Released {
+    pub(super) packet_id: u16,
+    message_id: MessageId,
+}
+
 /// What a PUBREL brings about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Release {
     /// The identifier is to be forgotten durably, then PUBCOMP.
-    Due,
+    Due(Released),
     /// Nothing is known of it; PUBCOMP at once.
     Unknown,
     /// Its PUBREC has not been written, so the client cannot have seen one.
@@ -121,14 +128,13 @@ impl Exchanges {
         self.insert(packet_id, message_id, fingerprint, Stage::InPipeline(sequence));
     }
 
-    /// Notes the verdict; false if the packet identifier has another meaning by now.
-    pub(super) fn settle(&mut self, packet_id: u16, sequence: Sequence, stored: bool) -> bool {
-        let Some(exchange) = self.by_packet_id.get_mut(&packet_id) else { return false };
-        if exchange.stage != Stage::InPipeline(sequence) {
-            return false;
+    /// Notes the verdict, unless the packet identifier has another meaning by now.
+    pub(super) fn settle(&mut self, packet_id: u16, sequence: Sequence, stored: bool) {
+        if let Some(exchange) = self.by_packet_id.get_mut(&packet_id)
+            && exchange.stage == Stage::InPipeline(sequence)
+        {
+            exchange.stage = if stored { Stage::Stored } else { Stage::Unsent };
         }
-        exchange.stage = if stored { Stage::Stored } else { Stage::Unsent };
-        true
     }
 
     /// The PUBREC is to be written; false if there is nothing that it could mean.
@@ -148,7 +154,7 @@ impl Exchanges {
             return Release::Violation;
         }
         exchange.stage = Stage::Releasing;
-        Release::Due
+        Release::Due(Released { packet_id, message_id: exchange.message_id })
     }
 
     /// Whether `held` is still what its packet identifier stands for.
@@ -156,22 +162,29 @@ impl Exchanges {
         self.by_packet_id.get(&held.packet_id).is_some_and(|exchange| exchange.message_id == held.message_id)
     }
 
-    pub(super) fn is_releasing(&self, packet_id: u16) -> bool {
-        self.by_packet_id.get(&packet_id).is_some_and(|exchange| exchange.stage == Stage::Releasing)
+    fn find(&mut self, released: &Released) -> Option<&mut Exchange> {
+        let exchange = self.by_packet_id.get_mut(&released.packet_id);
+        exchange.filter(|exchange| exchange.message_id == released.message_id)
+    }
+
+    /// Whether there is something to forget. It may have been kept meanwhile, when an earlier connection failed to
+    /// forget it.
+    pub(super) fn is_to_release(&mut self, released: &Released) -> bool {
+        let Some(exchange) = self.find(released) else { return false };
+        exchange.stage = Stage::Releasing;
+        true
     }
 
     /// What was to be forgotten is forgotten durably.
-    pub(super) fn released(&mut self, packet_id: u16) {
-        if self.is_releasing(packet_id) {
-            self.remove(packet_id);
+    pub(super) fn released(&mut self, released: &Released) {
+        if self.find(released).is_some() {
+            self.remove(released.packet_id);
         }
     }
 
     /// It could not be forgotten; the PUBREL will come again.
-    pub(super) fn keep(&mut self, packet_id: u16) {
-        if let Some(exchange) = self.by_packet_id.get_mut(&packet_id)
-            && exchange.stage == Stage::Releasing
-        {
+    pub(super) fn keep(&mut self, released: &Released) {
+        if let Some(exchange) = self.find(released) {
             exchange.stage = Stage::Stored;
         }
     }

@@ -112,12 +112,13 @@ async fn accept(shared: &Shared, wire: &mut Wire, connect: &Connect<'_>) -> Resu
     })
 }
 
-/// Has the session remembered where it outlives its connection. If that fails, or is not waited for, the session is
-/// without a connection again.
+/// Has the session remembered where it outlives its connection. If that fails, or is not waited for, the session is as
+/// if there had been no CONNECT; one that began with it is gone.
 async fn remembered(shared: &Shared, attachment: Attachment, expiry: Duration) -> Result<Attachment, Reason> {
-    let mut admission = Admission { shared, attachment: Some(attachment), expiry };
+    let mut admission = Admission { shared, attachment: Some(attachment) };
     if let Some(attachment) = &admission.attachment {
         shared.remember(attachment, expiry).await?;
+        attachment.set_expiry(expiry);
     }
     admission.attachment.take().ok_or(Reason::ServerUnavailable)
 }
@@ -125,13 +126,12 @@ async fn remembered(shared: &Shared, attachment: Attachment, expiry: Duration) -
 struct Admission<'a> {
     shared: &'a Shared,
     attachment: Option<Attachment>,
-    expiry: Duration,
 }
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
         if let Some(attachment) = &self.attachment {
-            self.shared.sessions.detach(attachment, self.expiry);
+            self.shared.sessions.detach(attachment);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From packets to deliveries: which publishes are taken, which are refused, which end the connection.
 
 use super::auth::Grant;
-use super::exchange::Release;
+use super::exchange::{Release, Released};
 use super::packet::{Publish, Version, WillRequest};
 use super::reason::Reason;
 use super::store::Held;
@@ -86,7 +86,7 @@ pub(super) struct Intake {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) held: Vec<Held>,
-    pub(super) released: Vec<u16>,
+    pub(super) released: Vec<Released>,
 }
 
 impl Changes {
@@ -131,8 +131,8 @@ pub(super) struct Registered {
     pub(super) repeated: usize,
     /// Packet identifiers under which a device sent another message without having released the first.
     pub(super) replaced: usize,
-    /// A packet that no client may send; it and what came behind it is not taken.
-    pub(super) violation: bool,
+    /// Why the connection must end: a packet that is not taken, nor what came behind it.
+    pub(super) end: Option<Reason>,
 }
 
 impl Gate {
@@ -305,8 +305,14 @@ impl Intake {
     }
 
     /// Enters everything into the window, in order of receipt. Deliveries that repeat one in flight or stored are
-    /// dropped. The deliveries must have their ids; a message at QoS 2 that is published again gets its first one.
-    pub(super) fn register(&mut self, window: &mut Window, token: impl Fn(Sequence) -> Token) -> Registered {
+    /// dropped. The deliveries must have their ids; a message at QoS 2 that is published again gets its first one. The
+    /// session may come to hold `most` packet identifiers at QoS 2.
+    pub(super) fn register(
+        &mut self,
+        window: &mut Window,
+        most: usize,
+        token: impl Fn(Sequence) -> Token,
+    ) -> Registered {
         let mut registered = Registered::default();
         let mut repeated = Vec::new();
         let (mut index, mut weight) = (0, 0);
@@ -315,25 +321,28 @@ impl Intake {
             let entry = match step.kind {
                 StepKind::Refused { reason, exactly_once } => {
                     // The refusal frees the packet identifier.
-                    if exactly_once && window.release(step.packet_id) == Release::Due {
-                        self.changes.released.push(step.packet_id);
+                    if exactly_once && let Release::Due(released) = window.release(step.packet_id) {
+                        self.changes.released.push(released);
                     }
                     window.refuse(step.packet_id, exactly_once, reason.code());
                     continue;
                 }
                 StepKind::Release => {
-                    registered.violation = !self.enter_release(window, step.packet_id);
-                    if registered.violation {
-                        break;
+                    if self.enter_release(window, step.packet_id) {
+                        continue;
                     }
-                    continue;
+                    registered.end = Some(Reason::ProtocolError);
+                    break;
                 }
                 StepKind::Publish { dup: true } if window.repeat(step.packet_id, step.fingerprint) => None,
                 StepKind::Publish { .. } => Some(window.take(step.packet_id, step.fingerprint, step.weight)),
                 StepKind::ExactlyOnce => {
-                    match self.enter_exactly_once(window, step, index, &mut registered) {
+                    match self.enter_exactly_once(window, most, step, index, &mut registered) {
                         Ok(entry) => entry,
-                        Err(()) => break,
+                        Err(reason) => {
+                            registered.end = Some(reason);
+                            break;
+                        }
                     }
                 }
             };
@@ -373,8 +382,8 @@ impl Intake {
     /// False if no client may send this PUBREL now.
     fn enter_release(&mut self, window: &mut Window, packet_id: u16) -> bool {
         match window.release(packet_id) {
-            Release::Due => {
-                self.changes.released.push(packet_id);
+            Release::Due(released) => {
+                self.changes.released.push(released);
                 self.completions.push((packet_id, 0));
             }
             Release::Unknown => self.completions.push((packet_id, Reason::PacketIdentifierNotFound.code())),
@@ -387,12 +396,13 @@ impl Intake {
     fn enter_exactly_once(
         &mut self,
         window: &mut Window,
+        most: usize,
         step: &Step,
         index: usize,
         registered: &mut Registered,
-    ) -> Result<Option<Sequence>, ()> {
+    ) -> Result<Option<Sequence>, Reason> {
         let message = &mut self.deliveries[index].message;
-        match window.take_exactly_once(step.packet_id, step.fingerprint, step.weight, message.id) {
+        match window.take_exactly_once(step.packet_id, step.fingerprint, step.weight, message.id, most) {
             Taking::New { sequence, replaces } => {
                 registered.replaced += usize::from(replaces);
                 let (packet_id, fingerprint) = (step.packet_id, step.fingerprint);
@@ -404,10 +414,9 @@ impl Intake {
                 Ok(Some(sequence))
             }
             Taking::Repeated => Ok(None),
-            Taking::Violation => {
-                registered.violation = true;
-                Err(())
-            }
+            Taking::Violation => Err(Reason::ProtocolError),
+            // No PUBREC can say it: clients take every error code for final.
+            Taking::Full => Err(Reason::QuotaExceeded),
         }
     }
 }

@@ -18,14 +18,16 @@
 //! PUBACK for the first: it is recognised by session, packet identifier and a fingerprint of its bytes, also on a
 //! new connection. That memory belongs to the session and ends with it: at a clean start, at its expiry (MQTT 5: as
 //! the client asked, within [`EndpointOptions::max_session_expiry`]; 3.1.1 without Clean Session: that maximum), when
-//! the process ends, or when more sessions are without a connection than there may be connections. Everything sent
+//! the process ends, or when more sessions are without a connection than there may be connections: then those that hold
+//! nothing of QoS 2 go first, of those the ones that are away for longest. Everything sent
 //! again outside of it is a new message with the attribute `mqtt_dup`.
 //!
 //! **QoS 2.** A packet identifier stands for one message until its PUBREL (`exchange.rs`), and with a [`SessionStore`]
 //! over restarts too: the identifier is bound durably to the message's id before the message is handed out, and
 //! forgotten durably before PUBCOMP (`durable.rs`). A PUBLISH that comes again after a crash is handed out under the
 //! same id, so that a bus that knows its ids stores it once. Without a store, and for sessions that end with their
-//! connection, that state lives in memory. All sessions together hold at most 1,048,576 identifiers.
+//! connection, that state lives in memory. A session holds at most four times the receive maximum of identifiers (or 256), all
+//! together [`EndpointOptions::max_held`]; a PUBLISH beyond that ends its connection, one that comes again does not.
 //!
 //! **Failures downstream.** There is no error code for a passing fault that clients would not take as final, so the
 //! connection ends without the PUBACK (MQTT 5: DISCONNECT 0x89) and the client sends again. A message at QoS 0 or a
@@ -66,7 +68,7 @@ use budget::Budget;
 use certificates::Certificates;
 use hashbrown::DefaultHashBuilder;
 use messagepipeline::{Clock, IdGenerator};
-use session::Sessions;
+use session::{Bounds, Sessions};
 use shared::{Phase, Shared};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -186,8 +188,11 @@ fn share(
     let sessions = Arc::new(Sessions::new(
         Arc::clone(&budget),
         Arc::clone(&telemetry),
-        options.receive_maximum,
-        options.max_connections,
+        Bounds {
+            receive_maximum: options.receive_maximum,
+            detached: options.max_connections,
+            held: options.max_held,
+        },
     ));
     Shared {
         wills: sessions.nameless(),

@@ -25,6 +25,9 @@ pub struct EndpointOptions {
     /// Most publishes at QoS 1 and 2 of one client that are not answered. An MQTT 5 client must count those at QoS 2
     /// until their PUBCOMP.
     pub receive_maximum: u16,
+    /// Most packet identifiers of QoS 2 that all sessions together hold between PUBLISH and PUBREL, connected or not.
+    /// Each costs some 50 bytes, also on disk. One session holds at most four times `receive_maximum`, or 256.
+    pub max_held: usize,
     /// Most messages of all clients together that the pipeline holds.
     pub max_in_flight_messages: usize,
     /// Most bytes of all clients together that the pipeline holds (see [`messagepipeline::Message::weight`]).
@@ -48,6 +51,7 @@ impl Default for EndpointOptions {
             max_connections: 10_000,
             max_packet_bytes: 1 << 20,
             receive_maximum: 1_000,
+            max_held: 1 << 20,
             max_in_flight_messages: 65_536,
             max_in_flight_bytes: 64 << 20,
             connect_timeout: Duration::from_secs(10),
@@ -115,6 +119,9 @@ impl EndpointOptions {
         }
         if self.receive_maximum == 0 {
             wrong("receive_maximum", "must be at least 1".to_owned());
+        }
+        if self.max_held == 0 {
+            wrong("max_held", "must be at least 1".to_owned());
         }
         if !(1_024..=268_435_460).contains(&self.max_packet_bytes) {
             wrong("max_packet_bytes", "must lie between 1 KiB and 256 MiB, the most MQTT allows".to_owned());

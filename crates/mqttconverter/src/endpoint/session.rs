@@ -9,8 +9,10 @@ use super::store::{SessionKey, StoredSession};
 use super::telemetry::Telemetry;
 use super::window::{Answer, Sequence, Window};
 use hashbrown::HashMap;
+use hashbrown::hash_map::EntryRef;
 use messagepipeline::{Settle, Settlement, Token};
 use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,8 +23,12 @@ const SLOT_BITS: u32 = 20;
 const GENERATION_BITS: u32 = 12;
 const SEQUENCE_BITS: u32 = 32;
 
-/// Packet identifiers of QoS 2 that all sessions together may hold unreleased. Each costs some 50 bytes, also on disk.
-const MAX_HELD: usize = 1 << 20;
+/// Packet identifiers of QoS 2 that a session may hold unreleased, in receive maxima. An MQTT 5 client may use one of
+/// them on each of its connections; a client of 3.1.1 knows of no bound, but must release before it can go on for ever.
+const HELD_PER_RECEIVE_MAXIMUM: usize = 4;
+
+/// At least as many, however small the receive maximum: clients of 3.1.1 have windows of their own, often of 100.
+const LEAST_HELD: usize = 256;
 
 /// Where a session stands in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +78,8 @@ impl Session {
             epoch: 0,
             waker: None,
             failed: false,
-            expires: None,
+            expiry: Duration::ZERO,
+            detached: None,
             forgotten: false,
             kept: None,
         };
@@ -88,12 +95,29 @@ pub(super) struct State {
     waker: Option<Arc<Notify>>,
     /// A message of the present connection failed downstream.
     failed: bool,
-    /// Without a connection: until when it is remembered.
-    expires: Option<Instant>,
+    /// How long it is remembered after the present connection, or was to be after the last one.
+    expiry: Duration,
+    detached: Option<Detached>,
     /// No longer in the table of client identifiers; its place is free when the pipeline holds nothing of it.
     forgotten: bool,
     /// Present if the session outlives this process.
     pub(super) kept: Option<Kept>,
+}
+
+/// A session without a connection.
+#[derive(Clone, Copy, Debug)]
+struct Detached {
+    /// Until when it is remembered.
+    expires: Instant,
+    rank: Rank,
+}
+
+/// The order in which sessions without a connection are forgotten when they are too many: those that hold no packet
+/// identifier first, of those the ones that have been without a connection for longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    holds: bool,
+    since: u64,
 }
 
 /// How things stand for a connection.
@@ -139,10 +163,28 @@ impl Attachment {
         if state.failed { Standing::Failed } else { Standing::Good }
     }
 
+    /// The session is to be remembered for `expiry` after this connection.
+    pub(super) fn set_expiry(&self, expiry: Duration) {
+        let mut state = self.session.state.lock();
+        if state.epoch == self.epoch {
+            state.expiry = expiry;
+        }
+    }
+
     /// Whether no other connection has taken the session since.
     pub(super) fn is_latest(&self) -> bool {
         self.session.state.lock().epoch == self.epoch
     }
+}
+
+/// What all sessions together may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) receive_maximum: u16,
+    /// Sessions without a connection beyond this number are forgotten, in the order of their [`Rank`].
+    pub(super) detached: usize,
+    /// Packet identifiers of QoS 2 held by all sessions.
+    pub(super) held: usize,
 }
 
 /// All sessions.
@@ -153,21 +195,29 @@ pub(super) struct Sessions {
     nameless: Arc<Session>,
     budget: Arc<Budget>,
     telemetry: Arc<Telemetry>,
-    receive_maximum: u16,
-    /// Sessions without a connection beyond this number are forgotten at once.
-    max_detached: usize,
+    bounds: Bounds,
     /// Packet identifiers held at QoS 2.
     held: AtomicUsize,
-    /// Forgotten sessions that the session store still has.
-    ended: Mutex<Vec<SessionKey>>,
-    /// How many those are, with those that are being removed just now.
-    ended_count: AtomicUsize,
+    /// Forgotten sessions that the session store may still have; of each client one, since a new one is opened clean.
+    ended: Mutex<HashMap<Arc<str>, SessionKey>>,
 }
 
 #[derive(Default)]
 struct ByClient {
     sessions: HashMap<Arc<str>, Arc<Session>>,
-    detached: usize,
+    detached: BTreeMap<Rank, Arc<Session>>,
+    /// Counts sessions that were detached.
+    clock: u64,
+}
+
+impl ByClient {
+    /// Notes that `session` has no connection.
+    fn line_up(&mut self, session: &Arc<Session>, state: &mut State) {
+        self.clock += 1;
+        let rank = Rank { holds: !state.window.exchanges().is_empty(), since: self.clock };
+        state.detached = Some(Detached { expires: Instant::now() + state.expiry, rank });
+        self.detached.insert(rank, Arc::clone(session));
+    }
 }
 
 struct Slots {
@@ -182,13 +232,9 @@ struct Slot {
 }
 
 impl Sessions {
-    pub(super) fn new(
-        budget: Arc<Budget>,
-        telemetry: Arc<Telemetry>,
-        receive_maximum: u16,
-        max_detached: usize,
-    ) -> Self {
-        let nameless = Arc::new(Session::new("".into(), Place { slot: 0, generation: 0 }, receive_maximum));
+    pub(super) fn new(budget: Arc<Budget>, telemetry: Arc<Telemetry>, bounds: Bounds) -> Self {
+        let nameless =
+            Arc::new(Session::new("".into(), Place { slot: 0, generation: 0 }, bounds.receive_maximum));
         let first = Slot { generation: 0, session: Some(Arc::clone(&nameless)) };
         Self {
             by_client: Mutex::default(),
@@ -196,31 +242,26 @@ impl Sessions {
             nameless,
             budget,
             telemetry,
-            receive_maximum,
-            max_detached,
+            bounds,
             held: AtomicUsize::new(0),
             ended: Mutex::default(),
-            ended_count: AtomicUsize::new(0),
         }
     }
 
     /// Takes over what an earlier process kept. A session's time begins with this process, as it is not known when its
     /// connection ended.
     pub(super) fn restore(&self, stored: Vec<StoredSession>) -> Result<(), Reason> {
-        let now = Instant::now();
-        let mut by_client = self.by_client.lock();
         for StoredSession { key, client_id, expiry, held } in stored {
-            if by_client.detached >= self.max_detached {
-                self.end(key);
-                continue;
-            }
+            let mut by_client = self.by_client.lock();
             let session = self.add(&mut by_client, &client_id)?;
-            by_client.detached += 1;
             let mut state = session.state.lock();
             state.window.restore(&held);
             self.recount(0, &mut state.window);
-            state.expires = Some(now + expiry);
+            state.expiry = expiry;
             state.kept = Some(Kept { key, expiry, is_stale: false });
+            by_client.line_up(&session, &mut state);
+            drop(state);
+            self.forget_surplus(&mut by_client);
         }
         Ok(())
     }
@@ -235,40 +276,36 @@ impl Sessions {
         }
     }
 
-    /// Whether no further packet identifier may be held.
-    pub(super) fn holds_all_it_may(&self) -> bool {
-        self.held.load(Ordering::Relaxed) >= MAX_HELD
+    /// How many packet identifiers a session may hold that holds `now` of them.
+    pub(super) fn most_held(&self, now: usize) -> usize {
+        let room = self.bounds.held.saturating_sub(self.held.load(Ordering::Relaxed));
+        let most = HELD_PER_RECEIVE_MAXIMUM * usize::from(self.bounds.receive_maximum);
+        (now + room).min(most.max(LEAST_HELD))
     }
 
-    /// Notes that the store is to forget a session.
-    fn end(&self, key: SessionKey) {
-        self.ended_count.fetch_add(1, Ordering::AcqRel);
-        self.ended.lock().push(key);
+    /// Sessions that the store is to forget, at most `limit`. They are named until [`Sessions::ended`].
+    pub(super) fn some_ended(&self, limit: usize) -> Vec<(Arc<str>, SessionKey)> {
+        let ended = self.ended.lock();
+        ended.iter().take(limit).map(|(client_id, key)| (Arc::clone(client_id), *key)).collect()
     }
 
-    /// Whether the store still has forgotten sessions.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended_count.load(Ordering::Acquire) > 0
+    /// The session of `client_id` that the store is to forget.
+    pub(super) fn ended_of(&self, client_id: &str) -> Option<SessionKey> {
+        self.ended.lock().get(client_id).copied()
     }
 
-    /// Sessions that the store is to forget, at most `limit`.
-    pub(super) fn take_ended(&self, limit: usize) -> Vec<SessionKey> {
-        let mut ended = self.ended.lock();
-        let rest = ended.len().saturating_sub(limit);
-        ended.split_off(rest)
-    }
-
-    /// What became of them.
-    pub(super) fn ended(&self, keys: Vec<SessionKey>, is_done: bool) {
-        if is_done {
-            self.ended_count.fetch_sub(keys.len(), Ordering::AcqRel);
-        } else {
-            self.ended.lock().extend(keys);
+    /// The store has forgotten the session `key` of `client_id`.
+    pub(super) fn ended(&self, client_id: &str, key: SessionKey) {
+        if let EntryRef::Occupied(entry) = self.ended.lock().entry_ref(client_id)
+            && *entry.get() == key
+        {
+            entry.remove();
         }
     }
 
     /// Gives the session of `client_id` to a new connection, and takes it from an older one. The second answer is
-    /// the Session Present flag.
+    /// the Session Present flag. Until [`Attachment::set_expiry`] a session that was there keeps its expiry, and a new
+    /// one has none, so that a CONNECT that is refused changes nothing and leaves nothing.
     pub(super) fn attach(&self, client_id: &str, clean: bool) -> Result<(Attachment, bool), Reason> {
         let mut by_client = self.by_client.lock();
         let known = by_client.sessions.get(client_id).cloned();
@@ -278,9 +315,18 @@ impl Sessions {
         };
         let woken = Arc::new(Notify::new());
         let mut state = session.state.lock();
-        let expires = state.expires.take();
-        by_client.detached -= usize::from(expires.is_some());
-        let present = is_known && !clean && expires.is_none_or(|at| at > Instant::now());
+        let is_alive = match state.detached.take() {
+            Some(detached) => {
+                by_client.detached.remove(&detached.rank);
+                detached.expires > Instant::now()
+            }
+            // This ends the connection that it has [MQTT-3.1.4-3], and with it what was to end then (section 3.1.2.11.2).
+            None => !state.expiry.is_zero(),
+        };
+        let present = is_known && !clean && is_alive;
+        if !present {
+            state.expiry = Duration::ZERO;
+        }
         state.epoch = state.epoch.wrapping_add(1);
         state.failed = false;
         if !present
@@ -325,13 +371,13 @@ impl Sessions {
         };
         let entry = &mut slots.table[slot as usize];
         let place = Place { slot, generation: entry.generation };
-        let session = Arc::new(Session::new(client_id, place, self.receive_maximum));
+        let session = Arc::new(Session::new(client_id, place, self.bounds.receive_maximum));
         entry.session = Some(Arc::clone(&session));
         Ok(session)
     }
 
-    /// The connection is gone; its session is remembered for `expiry`.
-    pub(super) fn detach(&self, attachment: &Attachment, expiry: Duration) {
+    /// The connection is gone; its session is remembered for its expiry.
+    pub(super) fn detach(&self, attachment: &Attachment) {
         let mut by_client = self.by_client.lock();
         let mut state = attachment.session.state.lock();
         if state.epoch != attachment.epoch {
@@ -340,36 +386,53 @@ impl Sessions {
         state.window.detach();
         state.window.shrink();
         state.waker = None;
-        if !expiry.is_zero() && by_client.detached < self.max_detached {
-            by_client.detached += 1;
-            state.expires = Some(Instant::now() + expiry);
-            return;
+        if state.expiry.is_zero() {
+            by_client.sessions.remove(&attachment.session.client_id);
+            self.forget(&attachment.session, &mut state);
+        } else {
+            by_client.line_up(&attachment.session, &mut state);
+            drop(state);
+            self.forget_surplus(&mut by_client);
         }
-        by_client.sessions.remove(&attachment.session.client_id);
-        self.forget(&attachment.session, &mut state);
+    }
+
+    /// Forgets sessions without a connection that are too many.
+    fn forget_surplus(&self, by_client: &mut ByClient) {
+        while by_client.detached.len() > self.bounds.detached {
+            let Some((rank, session)) = by_client.detached.pop_first() else { return };
+            by_client.sessions.remove(&session.client_id);
+            self.forget(&session, &mut session.state.lock());
+            if self.telemetry.refused_for("too-many-sessions") && rank.holds {
+                tracing::warn!(
+                    client_id = &*session.client_id,
+                    most = self.bounds.detached,
+                    "forgot a session with half-done messages at QoS 2, because more sessions than \
+                     max_connections are without a connection; what its device sends again is stored again"
+                );
+            }
+        }
     }
 
     /// Forgets sessions whose time has passed.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
         let mut by_client = self.by_client.lock();
-        let mut expired = 0;
-        by_client.sessions.retain(|_, session| {
+        let ByClient { sessions, detached, .. } = &mut *by_client;
+        detached.retain(|_, session| {
             let mut state = session.state.lock();
-            if state.expires.is_none_or(|at| at > now) {
+            if state.detached.is_none_or(|detached| detached.expires > now) {
                 return true;
             }
-            expired += 1;
+            sessions.remove(&session.client_id);
             self.forget(session, &mut state);
             false
         });
-        by_client.detached -= expired;
     }
 
     fn forget(&self, session: &Session, state: &mut State) {
         state.forgotten = true;
         if let Some(kept) = state.kept.take() {
-            self.end(kept.key);
+            self.ended.lock().insert(Arc::clone(&session.client_id), kept.key);
         }
         let held = state.window.exchanges().len();
         state.window.exchanges().clear();

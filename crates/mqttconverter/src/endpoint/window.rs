@@ -85,6 +85,8 @@ pub(super) enum Taking {
     Repeated,
     /// No client may send it now.
     Violation,
+    /// No further packet identifier may be held.
+    Full,
 }
 
 /// What a verdict brought about.
@@ -217,13 +219,15 @@ impl Window {
         sequence
     }
 
-    /// Takes a PUBLISH at QoS 2, which would have the id `new_id` if it is a new message.
+    /// Takes a PUBLISH at QoS 2, which would have the id `new_id` if it is a new message, unless the session would then
+    /// hold more than `most` packet identifiers.
     pub(super) fn take_exactly_once(
         &mut self,
         packet_id: u16,
         fingerprint: u64,
         weight: u32,
         new_id: MessageId,
+        most: usize,
     ) -> Taking {
         let meaning = self.exchanges.meaning(packet_id, fingerprint);
         let message_id = match meaning {
@@ -238,6 +242,7 @@ impl Window {
             }
             // The device would take the first one's PUBREC for the second one's.
             Meaning::New { replaces: true } if self.owes_receipt(packet_id) => return Taking::Violation,
+            Meaning::New { replaces: false } if self.exchanges.len() >= most => return Taking::Full,
             Meaning::New { .. } => new_id,
             Meaning::Again(message_id) => message_id,
         };

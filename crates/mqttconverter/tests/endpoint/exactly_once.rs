@@ -1,6 +1,7 @@
 //! QoS 2, with sessions that outlive the process.
 
 use crate::support::*;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use testkit::session_suite::MemorySessions;
 
@@ -198,6 +199,59 @@ async fn a_clean_start_forgets_durably_before_its_connack() {
 }
 
 #[tokio::test]
+async fn a_session_that_was_to_end_with_its_connection_is_not_taken_over() {
+    let resuming_v5 = Connect { clean: false, ..V5 };
+    for (first, second) in [(V311, KEPT_V311), (V5, KEPT_V5), (V5, resuming_v5), (resuming_v5, KEPT_V5)] {
+        let mut rig = Rig::on(&MemorySessions::default()).await;
+        let mut client = rig.client(first).await;
+        hold(&mut rig, &mut client, first.level, 1..=1).await;
+        // The device is there again before the endpoint knows that its connection is gone, and counts from 1.
+        let (mut client, present) = rig.session(second).await;
+        assert!(!present);
+        hold(&mut rig, &mut client, second.level, 1..=1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_kept_session_that_is_now_to_end_with_its_connection_does_not_come_back_after_a_crash() {
+    let store = MemorySessions::default();
+    let mut rig = Rig::on(&store).await;
+    let mut client = rig.client(KEPT_V5).await;
+    hold(&mut rig, &mut client, 5, 1..=1).await;
+    let (mut client, present) = rig.session(Connect { expiry: 0, ..KEPT_V5 }).await;
+    assert!(present);
+    client.send(&again(publish_once(5, 1, b"a"))).await;
+    client.expect(&pubrec(1)).await;
+    drop(rig);
+    let mut rig = Rig::on(&store).await;
+    let (mut client, present) = rig.session(KEPT_V5).await;
+    assert!(!present);
+    hold(&mut rig, &mut client, 5, 1..=1).await;
+}
+
+#[tokio::test]
+async fn a_connect_that_is_refused_leaves_no_session_and_ends_none() {
+    let store = MemorySessions::default();
+    let mut rig = Rig::on(&store).await;
+    let known = Connect { client_id: "known", ..KEPT_V5 };
+    let mut client = rig.client(known).await;
+    hold(&mut rig, &mut client, 5, 1..=1).await;
+    store.fail(true);
+    for connect in [KEPT_V5, Connect { expiry: 60, ..known }, Connect { expiry: 0, ..known }] {
+        let mut refused = Client::open(rig.address).await;
+        refused.send(&connect.bytes()).await;
+        refused.expect(&[0x20, 3, 0, 0x88, 0]).await;
+        refused.expect_closed().await;
+    }
+    store.fail(false);
+    assert!(!rig.session(KEPT_V5).await.1, "the client never had one");
+    let (mut client, present) = rig.session(known).await;
+    assert!(present);
+    client.send(&again(publish_once(5, 1, b"a"))).await;
+    client.expect(&pubrec(1)).await;
+}
+
+#[tokio::test]
 async fn a_session_is_known_after_a_restart_and_reconnecting_writes_nothing() {
     let store = MemorySessions::default();
     let rig = Rig::on(&store).await;
@@ -295,15 +349,65 @@ async fn the_receive_maximum_counts_a_publish_until_its_pubcomp() {
 async fn a_3_1_1_client_may_send_more_before_it_releases() {
     let mut rig = Rig::with(|options| options.receive_maximum = 2).await;
     let mut client = rig.client(V311).await;
-    for id in 1..=10 {
-        client.send(&publish_once(4, id.into(), b"a")).await;
-        rig.take(1).await.remove(0).1.ack();
-        client.expect(&pubrec(id)).await;
-    }
-    for id in 1..=10 {
+    hold(&mut rig, &mut client, 4, 1..=100).await;
+    for id in 1..=100 {
         client.send(&pubrel(id)).await;
         client.expect(&pubcomp(id)).await;
     }
+}
+
+/// Sends messages that are stored, up to their PUBREC.
+async fn hold(rig: &mut Rig, client: &mut Client, level: u8, ids: RangeInclusive<u16>) {
+    for id in ids {
+        client.send(&publish_once(level, id, b"a")).await;
+        rig.take(1).await.remove(0).1.ack();
+        client.expect(&packet(0x50, &id.to_be_bytes())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_holds_all_it_may_takes_repetitions_and_goes_on_after_a_pubrel() {
+    let mut rig = Rig::with(|options| options.receive_maximum = 100).await;
+    let mut client = rig.client(KEPT_V311).await;
+    hold(&mut rig, &mut client, 4, 1..=400).await;
+    client.send(&publish_once(4, 401, b"a")).await;
+    client.expect_closed().await;
+    let mut client = rig.client(KEPT_V311).await;
+    client.send(&again(publish_once(4, 1, b"a"))).await;
+    client.expect(&pubrec(1)).await;
+    client.send(&pubrel(1)).await;
+    client.expect(&pubcomp(1)).await;
+    hold(&mut rig, &mut client, 4, 401..=401).await;
+    // An MQTT 5 client that releases nothing gets no further with ever new connections.
+    let other = Connect { client_id: "other", ..KEPT_V5 };
+    for first in [1, 101, 201, 301] {
+        let mut client = rig.client(other).await;
+        hold(&mut rig, &mut client, 5, first..=first + 99).await;
+    }
+    let mut client = rig.client(other).await;
+    client.send(&publish_once(5, 401, b"a")).await;
+    client.expect(&[0xE0, 1, 0x97]).await;
+    client.expect_closed().await;
+}
+
+#[tokio::test]
+async fn when_all_sessions_hold_what_they_may_only_new_identifiers_are_refused() {
+    let mut rig = Rig::with(|options| options.max_held = 3).await;
+    let mut client = rig.client(KEPT_V5).await;
+    hold(&mut rig, &mut client, 5, 1..=3).await;
+    let other = Connect { client_id: "other", ..V5 };
+    let mut refused = rig.client(other).await;
+    refused.send(&[publish(5, 1, "t", b"at least once"), publish_once(5, 2, b"a")].concat()).await;
+    assert_eq!(payloads(&rig.take(1).await), [b"at least once"]);
+    refused.expect(&[0xE0, 1, 0x97]).await;
+    refused.expect_closed().await;
+    // What is held comes again, and makes room.
+    let mut client = rig.client(KEPT_V5).await;
+    client.send(&[again(publish_once(5, 1, b"a")), pubrel(2)].concat()).await;
+    client.expect(&pubcomp(2)).await;
+    client.expect(&pubrec(1)).await;
+    let mut client = rig.client(other).await;
+    hold(&mut rig, &mut client, 5, 1..=1).await;
 }
 
 #[tokio::test]
@@ -335,16 +439,24 @@ async fn a_refusal_stands_in_the_pubrec_and_frees_the_identifier() {
 async fn when_the_store_fails_only_what_needs_it_is_turned_away() {
     let store = MemorySessions::default();
     let mut rig = Rig::on(&store).await;
+    let ended = Connect { client_id: "ended", ..KEPT_V5 };
+    let mut leaving = rig.client(ended).await;
     let mut client = rig.client(KEPT_V5).await;
     store.fail(true);
+    // DISCONNECT with Session Expiry Interval 0: the store is to forget the session, and cannot.
+    leaving.send(&packet(0xE0, &[0, 5, 0x11, 0, 0, 0, 0])).await;
+    leaving.expect_closed().await;
     client.send(&[publish_once(5, 1, b"once"), publish(5, 2, "t", b"at least once")].concat()).await;
     let messages = rig.take(1).await;
     assert_eq!(payloads(&messages), [b"at least once"]);
     client.expect(&[0xE0, 1, 0x88]).await;
     client.expect_closed().await;
-    let mut turned_away = Client::open(rig.address).await;
-    turned_away.send(&Connect { client_id: "new", ..KEPT_V5 }.bytes()).await;
-    turned_away.expect(&[0x20, 3, 0, 0x88, 0]).await;
+    let is_to_forget = Connect { expiry: 0, ..ended };
+    for connect in [Connect { client_id: "new", ..KEPT_V5 }, is_to_forget] {
+        let mut turned_away = Client::open(rig.address).await;
+        turned_away.send(&connect.bytes()).await;
+        turned_away.expect(&[0x20, 3, 0, 0x88, 0]).await;
+    }
     let mut client = rig.client(Connect { client_id: "clean", ..V5 }).await;
     client.send(&publish_once(5, 1, b"clean")).await;
     assert_eq!(payloads(&rig.take(1).await), [b"clean"]);
@@ -354,6 +466,8 @@ async fn when_the_store_fails_only_what_needs_it_is_turned_away() {
     rig.take(1).await.remove(0).1.ack();
     client.expect(&pubrec(1)).await;
     assert_eq!(held(&store), [1]);
+    assert!(!rig.session(is_to_forget).await.1);
+    assert!(store.all().iter().all(|session| &*session.client_id != "ended"));
 }
 
 #[tokio::test]

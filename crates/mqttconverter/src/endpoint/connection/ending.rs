@@ -26,7 +26,7 @@ impl Connection {
         }
         Box::pin(self.keep_expiry()).await;
         let will = self.will.take().filter(|_| end.publishes_will());
-        self.shared.sessions.detach(&self.attachment, self.expiry);
+        self.shared.sessions.detach(&self.attachment);
         if let Err(error) = Box::pin(self.shared.forget_ended()).await {
             self.shared.store_failed(&error);
         }

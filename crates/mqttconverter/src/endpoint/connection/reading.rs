@@ -34,9 +34,7 @@ impl Connection {
                     Box::pin(self.rescue(intake)).await;
                     return Pause::End(End::Refused(Reason::TakenOver));
                 }
-                Some(Registered { violation: true, .. }) => {
-                    pause = Pause::End(End::Refused(Reason::ProtocolError))
-                }
+                Some(Registered { end: Some(reason), .. }) => pause = Pause::End(End::Refused(reason)),
                 Some(_) => {}
             }
         }
@@ -96,9 +94,6 @@ impl Connection {
         }
         let is_publish = header.first >> 4 == 3;
         let wants_reply = is_publish && header.first & 0b0110 != 0;
-        if is_publish && header.first & 0b0110 == 0b0100 && self.shared.sessions.holds_all_it_may() {
-            return Some(Pause::End(End::Refused(Reason::QuotaExceeded)));
-        }
         if wants_reply && intake.replies >= replies {
             // MQTT 5, section 3.3.4: the client was told how many it may send. 3.1.1 has no such limit.
             return Some(match self.gate.version {
@@ -188,6 +183,7 @@ impl Connection {
             }
             self.expiry_changed = true;
             self.expiry = Duration::from_secs(seconds.into()).min(self.shared.options.max_session_expiry);
+            self.attachment.set_expiry(self.expiry);
         }
         End::Left { publish_will: disconnect.publish_will }
     }
@@ -197,7 +193,8 @@ impl Connection {
         let attachment = &self.attachment;
         let registered = attachment.with_window(|window| {
             let held = window.exchanges().len();
-            let registered = intake.register(window, |sequence| attachment.token(sequence));
+            let most = self.shared.sessions.most_held(held);
+            let registered = intake.register(window, most, |sequence| attachment.token(sequence));
             self.shared.sessions.recount(held, window);
             registered
         })?;

@@ -4,9 +4,29 @@ use messagepipeline::{MessageId, Verdict};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn sessions(max_detached: usize) -> Sessions {
+fn sessions(detached: usize) -> Sessions {
     let budget = Arc::new(Budget::new(100, 1 << 20));
-    Sessions::new(budget, Arc::new(Telemetry::new()), 10, max_detached)
+    Sessions::new(budget, Arc::new(Telemetry::new()), Bounds { receive_maximum: 10, detached, held: 100 })
+}
+
+/// Connects, holds a packet identifier if `holds`, and goes, to be remembered for an hour.
+fn visit(sessions: &Sessions, client_id: &str, holds: bool) {
+    let (attachment, _) = sessions.attach(client_id, false).unwrap();
+    attachment.set_expiry(HOUR);
+    if holds {
+        let id = MessageId::from_bytes([7; 16]);
+        attachment.with_window(|window| {
+            window.take_exactly_once(1, 1, 1, id, 1);
+            sessions.recount(0, window);
+        });
+    }
+    sessions.detach(&attachment);
+}
+
+fn ended(sessions: &Sessions, limit: usize) -> Vec<SessionKey> {
+    let mut keys: Vec<_> = sessions.some_ended(limit).into_iter().map(|(_, key)| key).collect();
+    keys.sort();
+    keys
 }
 
 fn stored(key: i64, client_id: &str) -> StoredSession {
@@ -21,10 +41,10 @@ async fn sessions_whose_time_has_passed_are_swept_from_memory_and_named_to_the_s
     tokio::time::advance(HOUR / 2).await;
     let (attachment, present) = sessions.attach("comes back", false).unwrap();
     assert!(present);
-    sessions.detach(&attachment, HOUR);
+    sessions.detach(&attachment);
     tokio::time::advance(HOUR / 2).await;
     sessions.sweep();
-    assert_eq!(sessions.take_ended(10), [SessionKey(1)]);
+    assert_eq!(ended(&sessions, 10), [SessionKey(1)]);
     assert!(!sessions.attach("stays away", false).unwrap().1);
     assert!(sessions.attach("comes back", false).unwrap().1);
     assert_eq!(sessions.held.load(Ordering::Relaxed), 1, "what the swept one held is counted no more");
@@ -43,29 +63,45 @@ async fn a_session_that_expired_before_the_sweep_is_not_resumed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_sessions_without_a_connection_are_kept_than_there_may_be_connections() {
-    let sessions = sessions(2);
-    sessions.restore((1..=3).map(|n| stored(n, &n.to_string())).collect()).unwrap();
-    assert_eq!(sessions.take_ended(10), [SessionKey(3)]);
-    let (attachment, _) = sessions.attach("4", false).unwrap();
-    sessions.detach(&attachment, HOUR);
-    assert!(!sessions.attach("4", false).unwrap().1);
-    assert!(sessions.attach("1", false).unwrap().1);
+async fn of_too_many_sessions_without_a_connection_the_oldest_that_hold_nothing_are_forgotten_first() {
+    let sessions = sessions(3);
+    for (client_id, holds) in [("holds", true), ("empty", false), ("newer", false), ("newest", false)] {
+        visit(&sessions, client_id, holds);
+    }
+    let known = |client_id: &str| sessions.by_client.lock().sessions.contains_key(client_id);
+    assert_eq!(["holds", "empty", "newer", "newest"].map(known), [true, false, true, true]);
+    // Once all hold something, the oldest of them goes.
+    for client_id in ["a", "b", "c"] {
+        visit(&sessions, client_id, true);
+    }
+    assert_eq!(
+        ["holds", "newer", "newest", "a", "b", "c"].map(known),
+        [false, false, false, true, true, true]
+    );
+    visit(&sessions, "empty", false);
+    assert_eq!(["empty", "a", "b", "c"].map(known), [false, true, true, true]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn ended_sessions_that_the_store_could_not_forget_are_named_again() {
+async fn stored_sessions_that_are_too_many_are_forgotten_in_the_same_order() {
+    let sessions = sessions(1);
+    let empty = StoredSession { held: Vec::new(), ..stored(3, "3") };
+    sessions.restore(vec![stored(1, "1"), stored(2, "2"), empty]).unwrap();
+    assert_eq!(ended(&sessions, 10), [SessionKey(1), SessionKey(3)]);
+    assert!(sessions.attach("2", false).unwrap().1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ended_sessions_are_named_until_the_store_has_forgotten_them() {
     let sessions = sessions(0);
     sessions.restore((1..=3).map(|n| stored(n, &n.to_string())).collect()).unwrap();
-    let some = sessions.take_ended(2);
-    assert_eq!(some.len(), 2);
-    sessions.ended(some, false);
-    assert!(sessions.has_ended());
-    let all = sessions.take_ended(10);
-    assert_eq!(all.len(), 3);
-    assert!(sessions.has_ended(), "they are being forgotten, and are not forgotten yet");
-    sessions.ended(all, true);
-    assert!(!sessions.has_ended());
+    assert_eq!(ended(&sessions, 2).len(), 2);
+    assert_eq!(ended(&sessions, 10).len(), 3);
+    assert_eq!(sessions.ended_of("2"), Some(SessionKey(2)));
+    sessions.ended("2", SessionKey(9));
+    assert_eq!(sessions.ended_of("2"), Some(SessionKey(2)), "another session of the same client");
+    sessions.ended("2", SessionKey(2));
+    assert_eq!(ended(&sessions, 10), [SessionKey(1), SessionKey(3)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,7 +110,7 @@ async fn a_slot_is_not_given_away_while_the_pipeline_holds_something_of_it() {
     let (first, _) = sessions.attach("first", true).unwrap();
     let sequence = first.with_window(|window| window.take(1, 0, 1)).unwrap();
     let token = first.token(sequence);
-    sessions.detach(&first, Duration::ZERO);
+    sessions.detach(&first);
     let (second, _) = sessions.attach("second", true).unwrap();
     assert_ne!(first.session.place.slot, second.session.place.slot);
     sessions.settle(&[Settlement { token, verdict: Verdict::Ack }]);
