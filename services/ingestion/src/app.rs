@@ -1,5 +1,6 @@
 //! Configuration → running parts: MQTT consumer → router → publisher, by route.
 
+use crate::letters::NamedLetters;
 use crate::{Ingest, IngestionConfig};
 use messagepipeline::{
     BatchLimits, BatchingService, BoxConsumer, DeadLetters, PayloadSize, Publisher, ServiceOptions,
@@ -104,8 +105,9 @@ impl Plan {
     /// When a topic has no publisher or a publisher has no route.
     pub fn build(self, parts: Parts) -> Result<Ingestion, Vec<Mistake>> {
         let Ingest { transformer, publisher } = self.ingest(parts.publishers)?;
+        let letters = NamedLetters { inner: parts.dead_letters, device_ids: self.device_ids };
         let options = ServiceOptions {
-            dead_letters: Some(parts.dead_letters),
+            dead_letters: Some(Arc::new(letters)),
             health: Some(parts.health),
             ..ServiceOptions::new(STAGE)
         };

@@ -3,6 +3,7 @@
 mod app;
 mod config;
 mod ingest;
+mod letters;
 
 pub use app::{Ingestion, Parts, Plan, STAGE, broker_options, endpoint_options};
 pub use config::{

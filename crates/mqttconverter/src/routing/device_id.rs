@@ -3,7 +3,7 @@
 use super::pointer::{Payload, Pointer};
 use super::{Mistake, usable_id};
 use crate::topic::TopicFilter;
-use messagepipeline::metric_names;
+use messagepipeline::{Message, metric_names, names};
 use std::borrow::Cow;
 
 /// The level of a template that is the device id.
@@ -67,6 +67,13 @@ impl DeviceIds {
             }
         }
         if mistakes.is_empty() { Ok(Self(sources)) } else { Err(mistakes) }
+    }
+
+    /// The device id of `message`, as [`super::IngestTransformer`] finds it.
+    #[must_use]
+    pub fn of(&self, message: &Message) -> Option<String> {
+        let topic = message.attributes.get(names::TOPIC).unwrap_or_default();
+        self.find(topic, &mut Payload::new(&message.payload)).map(Cow::into_owned)
     }
 
     /// The device id of a message on `topic`. An id that is too long, empty or has control characters counts as absent,

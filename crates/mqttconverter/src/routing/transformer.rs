@@ -47,6 +47,8 @@ impl IngestTransformer {
         let mut attributes = original.attributes.edit();
         attributes.set(names::ROUTE, route);
         let mut id = original.id;
+        // A message that is retried may carry an id that an earlier rule found.
+        attributes.remove(names::DEVICE_ID);
         if let Some(device_id) = &device_id {
             attributes.set(names::DEVICE_ID, device_id);
             if let Some(rule) = &self.message_ids
