@@ -44,7 +44,11 @@ pub enum Error {
         supported: i64,
     },
     /// The file is an SQLite database, but not of the kind expected there.
-    #[error("{} is not a Millstream {kind} database: move it away, or choose another data folder", path.display())]
+    #[error(
+        "{} is not a Millstream {kind} database. If it was copied or restored, its log {}-wal is missing: restore both, \
+         taken at the same moment. If it is somebody else's file, choose another data folder",
+        path.display(), path.display()
+    )]
     ForeignFile {
         /// The file.
         path: PathBuf,
@@ -232,8 +236,14 @@ fn database_reason(error: &rusqlite::Error) -> &'static str {
 fn explain(error: &rusqlite::Error) -> String {
     let advice = match database_reason(error) {
         "disk-full" => "the disk or the database's size limit is full: free space, work goes on by itself",
-        "read-only" => "the file cannot be written: check the permissions of the file and its folder",
-        "not-accessible" => "the file cannot be opened: check that its folder exists and may be written",
+        "read-only" => {
+            "the file cannot be written: check the permissions of the file and its folder. Whoever only reads must be \
+             able to write to the folder too, for SQLite's -shm file, or copy the folder and read the copy"
+        }
+        "not-accessible" => {
+            "the file cannot be opened: check that its folder exists and may be written, by whoever only reads too (for \
+             SQLite's -shm file)"
+        }
         "corrupt" => {
             "the file is damaged: restore it from a copy, or recover it with `sqlite3 FILE .recover`"
         }

@@ -142,6 +142,12 @@ impl DataFolder {
         match read_format(&root)? {
             Some(found) if found == newest(MIGRATIONS) => Ok(Self { root, lock: None }),
             Some(found) => Err(older(&root, found)),
+            None if root.join(STORES).exists() => Err(Error::Inconsistent {
+                path: root.join(FORMAT),
+                detail: "is missing, and beside it are stores: put it back from a copy of the data folder, or let \
+                         `millstream up` of the version that made them write it anew"
+                    .to_owned(),
+            }),
             None => Err(Error::refused(
                 ErrorClass::Configuration,
                 "no-data-folder",

@@ -9,7 +9,7 @@ use messagepipeline::{ErrorClass, StageError};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,9 +179,24 @@ fn load_identity(
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| TlsError::Pem {
         what: "private key",
         path: identity.key.clone(),
-        detail: error.to_string(),
+        detail: pem_mistake(&error),
     })?;
     Ok((chain, key))
+}
+
+/// The library shows labels and lines as lists of byte values.
+fn pem_mistake(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let label = String::from_utf8_lossy(end_marker);
+            format!("it ends before the line `-----END {}-----`: is it cut off?", label.escape_debug())
+        }
+        // The line may hold the key itself.
+        pem::Error::IllegalSectionStart { .. } => {
+            "a line begins with `-----BEGIN` and does not end with `-----`".to_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 fn load_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -189,7 +204,7 @@ fn load_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateD
     let wrong = |detail: String| TlsError::Pem { what, path: path.to_owned(), detail };
     let certificates = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| wrong(error.to_string()))?;
+        .map_err(|error| wrong(pem_mistake(&error)))?;
     if certificates.is_empty() {
         return Err(wrong("it holds no certificate".to_owned()));
     }

@@ -18,13 +18,22 @@ pub enum EndpointError {
     #[error("the MQTT endpoint cannot start without its stored sessions: {0}")]
     Sessions(StageError),
     /// The address cannot be listened on.
-    #[error("cannot listen for MQTT on {address}: {source}")]
+    #[error("cannot listen for MQTT on {address}: {}", remedy(source))]
     Bind {
         /// The address.
         address: SocketAddr,
         /// The operating system's reason.
         source: std::io::Error,
     },
+}
+
+fn remedy(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "port in use; stop the other program (an MQTT broker?) or choose another port (0 picks a free one)".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 fn list(mistakes: &[Mistake]) -> String {
