@@ -309,7 +309,7 @@ Example:
 }
 
 /// Which dead letters.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct LetterSelection {
     /// Only those of this stage: ingestion, enrichment, bigquery, icestore
     #[arg(long, value_name = "STAGE")]

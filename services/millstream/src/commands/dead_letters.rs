@@ -13,6 +13,9 @@ use service_kit::config::Duration;
 
 /// Letters read at once; each may hold a payload of a megabyte.
 const PAGE: usize = 32;
+/// Those that give messages up.
+const STAGES: [&str; 4] =
+    [ingestion_service::STAGE, enrichment_service::STAGE, bigquery_service::STAGE, icestore_service::STAGE];
 
 pub(super) fn run(common: &Common, command: DeadLettersCommand) -> Result<Exit, Failure> {
     match command {
@@ -33,6 +36,9 @@ pub(super) fn run(common: &Common, command: DeadLettersCommand) -> Result<Exit, 
 
 /// What the flags select, in any state.
 fn filter(selection: &LetterSelection) -> Result<LetterFilter, Failure> {
+    if let Some(stage) = selection.stage.as_ref().filter(|stage| !STAGES.contains(&stage.as_str())) {
+        return Err(Failure::usage(format!("--stage {stage:?}: the stages are {}", STAGES.join(", "))));
+    }
     let time = |flag: &str, text: &Option<String>| match text {
         Some(text) => moment(flag, text).map(Some),
         None => Ok(None),
@@ -75,7 +81,7 @@ fn list(bus: &BusReader, filter: &LetterFilter, limit: usize, json: bool) -> Res
         shown += letters.len();
         let mut text = String::new();
         for letter in &letters {
-            text.push_str(&if json { print::as_json(letter).to_string() } else { print::as_line(letter) });
+            text.push_str(&if json { print::as_json_line(letter) } else { print::as_line(letter) });
             text.push('\n');
         }
         print(&text)?;
@@ -103,7 +109,24 @@ fn show(bus: &BusReader, id: &str, stage: Option<&str>, payload: bool, json: boo
         return Ok(Exit::Done);
     }
     for letter in &letters {
-        print(&if json { format!("{}\n", print::as_json(letter)) } else { print::as_page(letter) })?;
+        print(&if json { format!("{}\n", print::as_json_line(letter)) } else { print::as_page(letter) })?;
     }
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_that_does_not_exist_is_refused_with_those_that_do() {
+        let of =
+            |stage: &str| LetterSelection { stage: Some(stage.to_owned()), ..LetterSelection::default() };
+        let failure = filter(&of("nonsense")).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        for stage in STAGES {
+            assert!(failure.message.contains(stage), "{}", failure.message);
+            assert_eq!(filter(&of(stage)).unwrap().stage.as_deref(), Some(stage));
+        }
+    }
 }

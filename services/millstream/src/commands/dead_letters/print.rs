@@ -1,5 +1,6 @@
 //! Dead letters for people and for machines.
 
+use crate::table::is_harmful;
 use embedded::bus::StoredLetter;
 use std::fmt::Write as _;
 
@@ -79,7 +80,7 @@ fn payload(bytes: &[u8]) -> String {
             for line in start.lines() {
                 let readable: String = line
                     .chars()
-                    .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+                    .map(|c| if is_harmful(c) { c.escape_default().to_string() } else { c.to_string() })
                     .collect();
                 let _ = writeln!(page, "  {readable}");
             }
@@ -97,7 +98,27 @@ fn payload(bytes: &[u8]) -> String {
     page
 }
 
-pub(super) fn as_json(letter: &StoredLetter) -> serde_json::Value {
+/// A JSON document on one line, harmless on a terminal.
+pub(super) fn as_json_line(letter: &StoredLetter) -> String {
+    escaped_json(&as_json(letter).to_string())
+}
+
+/// Such characters stand in strings only, where JSON (RFC 8259, section 7) writes them as UTF-16.
+fn escaped_json(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_harmful(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(line, "\\u{unit:04x}");
+            }
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+fn as_json(letter: &StoredLetter) -> serde_json::Value {
     let message = &letter.message;
     let attributes: serde_json::Map<_, _> =
         message.attributes.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -129,4 +150,29 @@ pub(super) fn as_json(letter: &StoredLetter) -> serde_json::Value {
         }
     }
     document
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HARMFUL: &str = "\u{1b}[2J\u{9b}\u{7f}\u{202e}\u{200b}\u{feff}\u{2066}\u{e0041}";
+
+    #[test]
+    fn no_character_of_a_payload_steers_the_terminal_or_hides() {
+        let page = payload(format!("{{\"a\":\"é{HARMFUL}\"}}").as_bytes());
+        assert!(
+            page.contains("{\"a\":\"é\\u{1b}[2J") && page.contains("\\u{202e}\\u{200b}\\u{feff}"),
+            "{page}"
+        );
+        assert!(!page.replace('\n', "").contains(is_harmful), "{page:?}");
+    }
+
+    #[test]
+    fn escaped_json_is_harmless_and_says_the_same() {
+        let document = serde_json::json!({ "payload": HARMFUL });
+        let line = escaped_json(&document.to_string());
+        assert!(!line.contains(is_harmful), "{line:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), document);
+    }
 }
