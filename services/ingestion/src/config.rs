@@ -23,7 +23,9 @@ pub struct IngestionConfig {
     /// Where the device id stands.
     pub device_id: DeviceIdRule,
     /// A message id of the device's own that is trusted: with it a message sent again is known again, whatever
-    /// happened between. Without it Millstream makes the ids.
+    /// happened between, for as long as `retention.ids`. Without it Millstream makes the ids. It counts per
+    /// device; the number `1` and the text `"1"` are the same id. A message gets an id of ours where it is
+    /// missing, empty, longer than 256 bytes or has control characters, or where there is no device id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<MessageIdRule>,
     /// Payloads smaller than this are skipped.

@@ -82,8 +82,11 @@ impl Default for HttpConfig {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetentionConfig {
-    /// Ids of finished messages: so long a message sent again is recognised by its id, and so long `books` names a
-    /// message that is missing by its id. Older ones count in sums.
+    /// Ids of finished messages: so long a message sent again is recognised by its id, and so long `books`
+    /// names a message that is missing by its id. Older ones count in sums. At least twice `bus.lease`, which
+    /// in turn is at least twice `icestore.batch.age` and `bigquery.batch.age`; with `ingestion.message_id`
+    /// also at least as long as a session lasts (24h at the endpoint, with a broker
+    /// `ingestion.broker.session_expiry`).
     pub ids: Option<Duration>,
     /// Rows of the warehouse. Not shorter than `ids`.
     pub warehouse: Option<Duration>,
