@@ -134,10 +134,10 @@ What lies on the bus by then goes on at the next start. Nothing acknowledged is 
 copy the data folder.")]
 pub struct UpArgs {
     /// Where devices connect; port 0 picks a free one [default: 127.0.0.1:1883]
-    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_MQTT_LISTEN", hide_env_values = true)]
+    #[arg(long, value_name = "ADDR", value_parser = address, env = "MILLSTREAM_MQTT_LISTEN", hide_env_values = true)]
     pub mqtt_listen: Option<SocketAddr>,
     /// Where /healthz, /readyz and /metrics answer; port 0 picks a free one [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_HTTP_LISTEN", hide_env_values = true)]
+    #[arg(long, value_name = "ADDR", value_parser = address, env = "MILLSTREAM_HTTP_LISTEN", hide_env_values = true)]
     pub http_listen: Option<SocketAddr>,
     /// Stop by itself once every stage is drained (after the feed, if there is one)
     #[arg(long)]
@@ -306,6 +306,12 @@ Example:
         #[arg(long, value_name = "TEXT")]
         why: String,
     },
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let example =
+        "an IP address and a port are needed, such as 127.0.0.1:1883, or 0.0.0.0:1883 for all interfaces";
+    text.parse().map_err(|_| example.to_owned())
 }
 
 /// Which dead letters.
