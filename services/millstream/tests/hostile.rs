@@ -13,6 +13,7 @@
 )]
 
 mod common;
+mod hoarders;
 mod raw_mqtt;
 mod siege;
 

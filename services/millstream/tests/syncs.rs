@@ -104,9 +104,9 @@ fn parse(line: &str) -> Option<Line<'_>> {
     }
     let (call, arguments) = rest.split_once('(')?;
     let descriptor = arguments.split_once('<')?.1.split_once('>')?.0;
-    // A socket is `TCP:[…->…]`, which has a `>` of its own; all that matters is that it is one.
+    // A socket is `TCP:[…->…]`, which has a `>` of its own.
     let file = if descriptor.starts_with("TCP") {
-        "TCP".to_owned()
+        arguments.split_once('<')?.1.split_once(']')?.0.to_owned()
     } else {
         String::from_utf8_lossy(&unhex(descriptor)).into_owned()
     };
@@ -133,6 +133,8 @@ struct Seen {
     session: Option<usize>,
     /// The number of writes when a PUBREC left.
     received: HashMap<u16, usize>,
+    /// What was written to a connection and is no whole packet yet.
+    unread: HashMap<String, Vec<u8>>,
     pubacks: u16,
     pubrecs: u16,
     pubcomps: u16,
@@ -144,7 +146,7 @@ impl Seen {
         match line.call {
             "fdatasync" | "fsync" if is_log || !line.begins => self.sync(line),
             "write" | "pwrite64" | "pwritev" if is_log => self.write(&line.bytes),
-            _ if line.file == "TCP" && line.begins => self.answer(&line.bytes),
+            _ if line.file.starts_with("TCP") && line.begins => self.hear(&line.file, &line.bytes),
             _ => {}
         }
     }
@@ -175,48 +177,56 @@ impl Seen {
         }
     }
 
-    fn answer(&mut self, mut bytes: &[u8]) {
-        while let [first, length, body @ ..] = bytes {
-            if *first == b'H' {
-                return; // The admin server's.
+    /// Reads what goes to one connection; a packet may come in several writes.
+    fn hear(&mut self, connection: &str, bytes: &[u8]) {
+        let mut unread = self.unread.remove(connection).unwrap_or_default();
+        unread.extend_from_slice(bytes);
+        // `H` is the admin server's.
+        while let [first, length, ..] = unread[..]
+            && first != b'H'
+            && unread.len() >= 2 + usize::from(length)
+        {
+            let packet: Vec<u8> = unread.drain(..2 + usize::from(length)).collect();
+            self.answer(first, &packet[2..]);
+        }
+        self.unread.insert(connection.to_owned(), unread);
+    }
+
+    fn answer(&mut self, first: u8, body: &[u8]) {
+        let packet_id = || u16::from_be_bytes([body[0], body[1]]);
+        match first {
+            0x20 => assert!(self.is_durable(self.session), "CONNACK before its session was on the disk"),
+            0x40 => {
+                self.pubacks += 1;
+                let written = self.written.get(&packet_id()).copied();
+                assert!(
+                    self.is_durable(written),
+                    "PUBACK {} before its message was on the disk",
+                    packet_id()
+                );
             }
-            let (body, rest) = body.split_at(usize::from(*length));
-            bytes = rest;
-            let packet_id = || u16::from_be_bytes([body[0], body[1]]);
-            match first {
-                0x20 => assert!(self.is_durable(self.session), "CONNACK before its session was on the disk"),
-                0x40 => {
-                    self.pubacks += 1;
-                    let written = self.written.get(&packet_id()).copied();
-                    assert!(
-                        self.is_durable(written),
-                        "PUBACK {} before its message was on the disk",
-                        packet_id()
-                    );
-                }
-                0x50 => {
-                    self.pubrecs += 1;
-                    self.received.insert(packet_id(), self.writes);
-                    let written = self.written.get(&packet_id()).copied();
-                    assert!(
-                        self.is_durable(written),
-                        "PUBREC {} before its message was on the disk",
-                        packet_id()
-                    );
-                }
-                0x70 => {
-                    self.pubcomps += 1;
-                    let received = self.received[&packet_id()];
-                    assert!(
-                        self.durable > received,
-                        "PUBCOMP {} before its release was on the disk",
-                        packet_id()
-                    );
-                    // So that the next release, which has not been sent yet, needs writes of its own.
-                    self.received.values_mut().for_each(|received| *received = self.writes);
-                }
-                _ => {}
+            0x50 => {
+                self.pubrecs += 1;
+                self.received.insert(packet_id(), self.writes);
+                let written = self.written.get(&packet_id()).copied();
+                assert!(
+                    self.is_durable(written),
+                    "PUBREC {} before its message was on the disk",
+                    packet_id()
+                );
             }
+            0x70 => {
+                self.pubcomps += 1;
+                let received = self.received[&packet_id()];
+                assert!(
+                    self.durable > received,
+                    "PUBCOMP {} before its release was on the disk",
+                    packet_id()
+                );
+                // So that the next release, which has not been sent yet, needs writes of its own.
+                self.received.values_mut().for_each(|received| *received = self.writes);
+            }
+            _ => {}
         }
     }
 
