@@ -60,7 +60,7 @@ fn main() {
     let options = || ServiceOptions { workers: 4, ..ServiceOptions::new("bench") };
     let new_source = || Source::new(MESSAGES, false);
     let source = count(new_source(), drain);
-    let streaming = count(new_source(), |source| async {
+    let streaming = count(new_source(), |source| async move {
         let service = StreamingService::new(options(), source, transform_fn(length), PassThrough);
         service.run(Shutdown::new()).await.unwrap()
     });
