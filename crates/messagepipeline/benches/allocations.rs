@@ -12,10 +12,10 @@
 mod source;
 
 use messagepipeline::{
-    BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Item, Message, Outcome, ServiceOptions,
-    Shutdown, StageError, StreamProcessor, StreamingService, Summary, transform_fn,
+    BatchLimits, BatchingService, Message, Outcome, ServiceOptions, Shutdown, StreamingService, Summary,
+    transform_fn,
 };
-use source::{Source, drain};
+use source::{PassThrough, Source, drain};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 
@@ -23,22 +23,6 @@ use std::alloc::System;
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const MESSAGES: usize = 2_000_000;
-
-struct PassThrough;
-
-impl StreamProcessor<usize> for PassThrough {
-    async fn process(&self, message: &Message, value: usize) -> Result<(), StageError> {
-        std::hint::black_box((message, value));
-        Ok(())
-    }
-}
-
-impl BatchProcessor<usize> for PassThrough {
-    async fn process(&self, batch: &[Item<usize>]) -> BatchOutcome {
-        std::hint::black_box(batch);
-        BatchOutcome::Done
-    }
-}
 
 fn count<F>(source: Source, work: impl FnOnce(Source) -> F) -> f64
 where

@@ -2,40 +2,24 @@
 //! `cargo bench -p messagepipeline [-- MESSAGES] [PART-OF-A-NAME]`.
 //!
 //! The source builds each message, keeps an ordered window of acknowledgements and bounds what is outstanding, as a
-//! real consumer does; its own cost is measured beside the services'. That each message is acknowledged once is checked. CPU time is the
-//! process's, so that helper threads count too. The JSON rows play recordings (`MILLSTREAM_RECORDINGS` names a folder
-//! of gzipped ones) or made up messages of their size.
+//! real consumer does; its own cost is measured beside the services'. That each message is acknowledged once is
+//! checked. CPU time is the process's, so that helper threads count too. The JSON rows play recordings
+//! (`MILLSTREAM_RECORDINGS` names a folder of gzipped ones) or made up messages of their size.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a program that prints a table")]
 
 mod source;
 
 use messagepipeline::{
-    BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Bytes, Item, Message, Outcome,
-    ServiceOptions, Shutdown, StageError, StreamProcessor, StreamingService, Summary, transform_fn,
+    BatchLimits, BatchingService, Bytes, Message, Outcome, ServiceOptions, Shutdown, StageError,
+    StreamProcessor, StreamingService, Summary, transform_fn,
 };
 use serde::Deserialize;
-use source::{Source, drain};
+use source::{PassThrough, Source, drain};
 use std::io::Read;
 use std::time::Duration;
 
 /// Runs of each measurement; the median is printed.
 const RUNS: usize = 5;
-
-struct PassThrough;
-
-impl StreamProcessor<usize> for PassThrough {
-    async fn process(&self, message: &Message, value: usize) -> Result<(), StageError> {
-        std::hint::black_box((message, value));
-        Ok(())
-    }
-}
-
-impl BatchProcessor<usize> for PassThrough {
-    async fn process(&self, batch: &[Item<usize>]) -> BatchOutcome {
-        std::hint::black_box(batch);
-        BatchOutcome::Done
-    }
-}
 
 /// The same, but every call waits once.
 struct Yielding;

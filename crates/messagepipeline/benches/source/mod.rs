@@ -2,8 +2,9 @@
 //! ordered window behind a lock, and what is outstanding is bounded.
 
 use messagepipeline::{
-    Attributes, Bytes, Chunk, Consumer, Delivery, Enrichment, IdGenerator, Message, MessageId, Settle,
-    Settlement, StageError, Summary, Timestamp, Token, Verdict,
+    Attributes, BatchOutcome, BatchProcessor, Bytes, Chunk, Consumer, Delivery, Enrichment, IdGenerator,
+    Item, Message, MessageId, Settle, Settlement, StageError, StreamProcessor, Summary, Timestamp, Token,
+    Verdict,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -13,6 +14,23 @@ const PAYLOAD: usize = 1_000;
 const CHUNK: usize = 256;
 /// Chunks outstanding, at most: 32,768 messages.
 const CHUNKS: usize = 128;
+
+/// Does nothing with a message.
+pub(crate) struct PassThrough;
+
+impl StreamProcessor<usize> for PassThrough {
+    async fn process(&self, message: &Message, value: usize) -> Result<(), StageError> {
+        std::hint::black_box((message, value));
+        Ok(())
+    }
+}
+
+impl BatchProcessor<usize> for PassThrough {
+    async fn process(&self, batch: &[Item<usize>]) -> BatchOutcome {
+        std::hint::black_box(batch);
+        BatchOutcome::Done
+    }
+}
 
 /// The outstanding chunks: how many of each one's messages have no verdict yet.
 struct Window {
