@@ -1,0 +1,1 @@
+//! The Redis layer of the look-up cache, and presence in Redis.

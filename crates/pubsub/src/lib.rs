@@ -1,0 +1,1 @@
+//! Google Pub/Sub: consumer, publisher, dead letters, and the form of a message on the wire.
