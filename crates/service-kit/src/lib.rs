@@ -33,9 +33,12 @@
 
 pub mod admin;
 pub mod config;
+pub mod program;
 mod run;
+mod sections;
 mod signals;
 pub mod telemetry;
 
 pub use run::{Exit, Failure, Outcome, Tasks};
+pub use sections::{HttpConfig, OtherSection, ShutdownConfig};
 pub use signals::{Signal, Signals};

@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service_kit::config::{ConfigErrors, Duration, Loaded, Override, Partial, Source, load_or_partial};
 use service_kit::telemetry::LogSettings;
+use service_kit::{HttpConfig, ShutdownConfig};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The file that is read when none is named.
@@ -62,21 +62,6 @@ impl Default for Config {
     }
 }
 
-/// The admin server.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Address to listen on; port 0 picks a free one.
-    #[schemars(extend("format" = "socket-address"))]
-    pub listen: SocketAddr,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
-    }
-}
-
 /// How long what is finished is kept. `null` keeps it for ever. A message is finished when every destination has its
 /// outcome; what is on its way, parked or a dead letter is kept whatever its age.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -97,21 +82,6 @@ pub struct RetentionConfig {
 impl Default for RetentionConfig {
     fn default() -> Self {
         Self { ids: Some(Duration::from_hours(30 * 24)), warehouse: None, archive: None }
-    }
-}
-
-/// How the program stops.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ShutdownConfig {
-    /// Time to finish what is in flight after SIGTERM or Ctrl-C. What is not finished then comes again at the next
-    /// start; nothing is lost.
-    pub drain: Duration,
-}
-
-impl Default for ShutdownConfig {
-    fn default() -> Self {
-        Self { drain: Duration::from_secs(25) }
     }
 }
 
