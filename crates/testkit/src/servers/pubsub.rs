@@ -129,7 +129,7 @@ pub struct Pulled {
     pub message_id: String,
     /// Its ordering key, empty without one.
     pub ordering_key: String,
-    /// Which delivery this is, counted from 1.
+    /// Which delivery this is, counted from 1; 0 where the subscription has no dead letter policy.
     pub delivery_attempt: u64,
     ack_id: String,
 }
