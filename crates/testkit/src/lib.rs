@@ -4,6 +4,7 @@
 pub mod cache_suite;
 pub mod consumer_suite;
 pub mod faults;
+pub mod gcs_fake;
 pub mod memory;
 pub mod processors;
 pub mod scripted_consumer;
