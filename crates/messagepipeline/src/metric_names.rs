@@ -62,6 +62,8 @@ pub const BUS_DUPLICATES: &str = "millstream_bus_duplicates_total";
 pub const BUS_REDELIVERED: &str = "millstream_bus_redelivered_total";
 /// Counter: leases that ran out. Label `subscription`.
 pub const BUS_LEASES_EXPIRED: &str = "millstream_bus_leases_expired_total";
+/// Counter: streams of a Pub/Sub subscription that ended and were opened again. Label `subscription`.
+pub const PUBSUB_STREAM_FAILURES: &str = "millstream_pubsub_stream_failures_total";
 /// Histogram, seconds: one commit with its sync. Label `database`.
 pub const COMMIT_SECONDS: &str = "millstream_commit_seconds";
 
