@@ -8,6 +8,8 @@
 //! A message becomes a row whatever its payload is: what a column does not find is NULL. Only a column that the
 //! configuration calls `required` or `strict` sends a message to the dead letters.
 
+#[cfg(feature = "bigquery")]
+pub mod bigquery;
 mod column;
 mod error;
 mod fields;
