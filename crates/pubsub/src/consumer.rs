@@ -1,0 +1,404 @@
+//! The consumer: what the streams brought, what was handed out, and the verdicts.
+
+use crate::client::{Client, Resource};
+use crate::confirm::Confirmer;
+use crate::error::PubSubError;
+use crate::options::ConsumerOptions;
+use crate::pump::Pump;
+use crate::tally::Tally;
+use crate::window::{Limits, Window};
+use crate::wire::Decoder;
+use google_cloud_pubsub::subscriber::ShutdownToken;
+use google_cloud_pubsub::subscriber::handler::{ExactlyOnce, Handler};
+use messagepipeline::metric_names::{BUS_LEASES_EXPIRED, BUS_REDELIVERED, PUBSUB_STREAM_FAILURES};
+use messagepipeline::{Chunk, Consumer, Delivery, Message, Settle, Settlement, StageError, Token, Verdict};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// Messages handed out together at most.
+const CHUNK: usize = 256;
+
+/// Consumes one subscription; see [`crate::Client::consumer`].
+///
+/// - A message's lease is extended for as long as it waits here or is worked on, up to `max_lease`.
+/// - A nack and a return are the same to Pub/Sub: both bring the message again, after the subscription's own delay.
+///   [`Message::attempt`] is the service's count where the subscription has a dead letter policy; it counts returns as
+///   well. Elsewhere the nacks of this consumer are counted, for as long as it lives.
+/// - A subscription that is missing or forbidden makes `next` answer with an error of configuration until it is there;
+///   the streams are opened again by themselves.
+/// - With exactly-once delivery a message keeps its place in the window until the service has confirmed its
+///   acknowledgement. Otherwise the service confirms nothing: an acknowledgement that is lost becomes a redelivery.
+pub struct PubSubConsumer {
+    client: Client,
+    subscription: Resource,
+    options: ConsumerOptions,
+    shared: Arc<Shared>,
+    closing: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    confirmer: Option<JoinHandle<()>>,
+}
+
+/// What consumer, streams and verdicts share.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    limits: Limits,
+    /// Wakes `next`.
+    arrival: Notify,
+    /// Wakes streams that wait for room.
+    room: Notify,
+    /// Wakes the confirmer.
+    pub(crate) confirm: Notify,
+    redelivered: metrics::Counter,
+    expired: metrics::Counter,
+    failures: metrics::Counter,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Queued>,
+    queue_weight: usize,
+    window: Window<Handler>,
+    tally: Tally,
+    /// Acknowledgements that must be confirmed.
+    confirm: Vec<(u64, ExactlyOnce)>,
+    /// Acknowledgements that the service did not confirm.
+    unconfirmed: usize,
+    failure: Option<PubSubError>,
+    /// Every stream that may still have verdicts to send.
+    streams: Vec<ShutdownToken>,
+    is_closed: bool,
+}
+
+/// A message that waits to be handed out.
+pub(crate) struct Queued {
+    pub(crate) message: Message,
+    pub(crate) handler: Handler,
+    pub(crate) received: Instant,
+}
+
+impl PubSubConsumer {
+    pub(crate) fn new(client: Client, subscription: Resource, options: ConsumerOptions) -> Self {
+        let name = subscription.short().to_owned();
+        let limits =
+            Limits { messages: options.max_outstanding_messages, bytes: options.max_outstanding_bytes };
+        let shared = Shared {
+            state: Mutex::default(),
+            limits,
+            arrival: Notify::new(),
+            room: Notify::new(),
+            confirm: Notify::new(),
+            redelivered: metrics::counter!(BUS_REDELIVERED, "subscription" => name.clone()),
+            expired: metrics::counter!(BUS_LEASES_EXPIRED, "subscription" => name.clone()),
+            failures: metrics::counter!(PUBSUB_STREAM_FAILURES, "subscription" => name),
+        };
+        Self {
+            client,
+            subscription,
+            options,
+            shared: Arc::new(shared),
+            closing: CancellationToken::new(),
+            tasks: Vec::new(),
+            confirmer: None,
+        }
+    }
+
+    fn start(&mut self) {
+        if !self.tasks.is_empty() || self.closing.is_cancelled() {
+            return;
+        }
+        for number in 0..self.options.streams.max(1) as u64 {
+            let pump = Pump {
+                client: self.client.clone(),
+                subscription: self.subscription.clone(),
+                options: self.options.clone(),
+                shared: Arc::clone(&self.shared),
+                closing: self.closing.clone(),
+                decoder: Decoder::default(),
+                number,
+            };
+            self.tasks.push(tokio::spawn(pump.run()));
+        }
+        let confirmer = Confirmer { shared: Arc::clone(&self.shared), closing: self.closing.clone() };
+        self.confirmer = Some(tokio::spawn(confirmer.run()));
+    }
+
+    /// Ends the streams, gives back what has no verdict, and waits until the rest has reached the service.
+    async fn finish(&mut self) -> Result<(), PubSubError> {
+        let until = Instant::now() + self.options.close_deadline;
+        let late = || PubSubError::VerdictsLost(format!("{} did not take all verdicts in time", self.subscription.full()));
+        self.closing.cancel();
+        self.shared.give_back();
+        for task in &mut self.tasks {
+            // A panic in it has been reported by the runtime; what it held was given back.
+            let _ = timeout_at(until, task).await.map_err(|_| late())?;
+        }
+        // A stream may have brought something between the first time and its end.
+        self.shared.give_back();
+        if let Some(confirmer) = &mut self.confirmer {
+            let _ = timeout_at(until, confirmer).await.map_err(|_| late())?;
+        }
+        let streams = std::mem::take(&mut self.shared.state.lock().streams);
+        for stream in streams {
+            timeout_at(until, stream.shutdown()).await.map_err(|_| late())?;
+        }
+        match self.shared.state.lock().unconfirmed {
+            0 => Ok(()),
+            count => Err(PubSubError::VerdictsLost(format!("{count} acknowledgements were not confirmed"))),
+        }
+    }
+}
+
+impl Consumer for PubSubConsumer {
+    /// Starts reading and returns at once; whether the subscription is there shows in `next`.
+    async fn open(&mut self) -> Result<(), StageError> {
+        self.subscription.checked()?;
+        self.start();
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Chunk>, StageError> {
+        self.start();
+        loop {
+            // One consumer waits here at a time, so that its permit is never lost.
+            let arrival = self.shared.arrival.notified();
+            if let Some(answer) = self.shared.hand_out(&self.options)? {
+                let settle: Arc<dyn Settle> = self.shared.clone();
+                return Ok(answer.map(|deliveries| Chunk::new(settle, deliveries)));
+            }
+            arrival.await;
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), StageError> {
+        let ended = self.finish().await;
+        self.tasks.clear();
+        self.confirmer = None;
+        Ok(ended?)
+    }
+}
+
+impl Drop for PubSubConsumer {
+    /// The client sends in the background what `close` would have waited for.
+    fn drop(&mut self) {
+        self.closing.cancel();
+        self.shared.give_back();
+    }
+}
+
+impl std::fmt::Debug for PubSubConsumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PubSubConsumer")
+            .field("subscription", &self.subscription.full())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// A stream brought messages.
+    pub(crate) fn arrived(&self, messages: Vec<Queued>) {
+        if messages.is_empty() {
+            return;
+        }
+        let again = messages.iter().filter(|queued| queued.handler.delivery_attempt() > Some(1)).count();
+        self.redelivered.increment(again as u64);
+        let weight: usize = messages.iter().map(|queued| queued.message.weight()).sum();
+        let refused = {
+            let mut state = self.state.lock();
+            if state.is_closed {
+                messages
+            } else {
+                state.failure = None;
+                state.queue_weight += weight;
+                state.queue.extend(messages);
+                Vec::new()
+            }
+        };
+        // Outside the lock: dropping gives them back.
+        drop(refused);
+        self.arrival.notify_one();
+    }
+
+    /// A stream ended.
+    pub(crate) fn failed(&self, error: PubSubError) {
+        self.failures.increment(1);
+        self.state.lock().failure = Some(error);
+        self.arrival.notify_one();
+    }
+
+    /// A stream stands.
+    pub(crate) fn works(&self) {
+        self.state.lock().failure = None;
+    }
+
+    /// A stream was opened. Those that have ended and sent everything are forgotten.
+    pub(crate) fn keep(&self, stream: ShutdownToken) {
+        let mut state = self.state.lock();
+        if state.streams.len() >= STREAMS_REMEMBERED {
+            state.streams.remove(0);
+        }
+        state.streams.push(stream);
+    }
+
+    /// Waits until less is held than may be.
+    pub(crate) async fn room(&self) {
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            room.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let state = self.state.lock();
+        let (messages, bytes) = state.held();
+        self.limits.admit(messages, bytes, 1)
+    }
+
+    /// Whether nothing waits and nothing is without a verdict.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.state.lock().held().0 == 0
+    }
+
+    /// What can be handed out now: messages, the end, or nothing yet.
+    #[expect(clippy::type_complexity, reason = "three answers, each used once")]
+    fn hand_out(&self, options: &ConsumerOptions) -> Result<Option<Option<Vec<Delivery>>>, PubSubError> {
+        let mut stale = Vec::new();
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return Ok(Some(None));
+        }
+        let deliveries = state.take(self.limits, Instant::now(), options, &mut stale);
+        let answer = match (deliveries.is_empty(), &state.failure) {
+            (false, _) => Ok(Some(Some(deliveries))),
+            (true, Some(error)) if state.queue.is_empty() => Err(error.clone()),
+            (true, _) => Ok(None),
+        };
+        drop(state);
+        if !stale.is_empty() {
+            self.expired.increment(stale.len() as u64);
+            self.room.notify_waiters();
+        }
+        answer
+    }
+
+    /// Gives back everything without a verdict, and takes no more.
+    fn give_back(&self) {
+        let (queue, handed_out) = {
+            let mut state = self.state.lock();
+            state.is_closed = true;
+            state.queue_weight = 0;
+            (std::mem::take(&mut state.queue), state.window.clear())
+        };
+        // Dropping a handler gives its message back.
+        drop((queue, handed_out));
+        self.arrival.notify_one();
+        self.room.notify_waiters();
+        self.confirm.notify_one();
+    }
+
+    /// Acknowledgements that are to be confirmed.
+    pub(crate) fn take_confirmations(&self) -> Vec<(u64, ExactlyOnce)> {
+        std::mem::take(&mut self.state.lock().confirm)
+    }
+
+    /// What became of acknowledgements.
+    pub(crate) fn confirmed(&self, tokens: &[(u64, bool)]) {
+        let mut state = self.state.lock();
+        for (token, is_confirmed) in tokens {
+            state.unconfirmed += usize::from(!is_confirmed);
+            state.window.finish(*token);
+        }
+        drop(state);
+        self.arrival.notify_one();
+        self.room.notify_waiters();
+    }
+}
+
+/// Streams whose verdicts `close` waits for. A stream that was replaced long ago has sent them.
+const STREAMS_REMEMBERED: usize = 256;
+
+impl State {
+    /// Messages and bytes held.
+    fn held(&self) -> (usize, usize) {
+        (self.queue.len() + self.window.len(), self.queue_weight + self.window.weight())
+    }
+
+    /// Takes from the queue what fits the window. What is too old for its lease goes to `stale`.
+    fn take(
+        &mut self,
+        limits: Limits,
+        now: Instant,
+        options: &ConsumerOptions,
+        stale: &mut Vec<Queued>,
+    ) -> Vec<Delivery> {
+        let mut deliveries = Vec::with_capacity(CHUNK.min(self.queue.len()));
+        while deliveries.len() < CHUNK
+            && let Some(queued) = self.queue.front()
+        {
+            let weight = queued.message.weight();
+            let is_stale = now.duration_since(queued.received) >= options.max_lease;
+            if !is_stale && !limits.admit(self.window.len(), self.window.weight(), weight) {
+                break;
+            }
+            let Some(mut queued) = self.queue.pop_front() else { break };
+            self.queue_weight -= weight;
+            if is_stale {
+                stale.push(queued);
+                continue;
+            }
+            let id = queued.message.id;
+            let counted = queued.handler.delivery_attempt().and_then(|count| u32::try_from(count).ok());
+            queued.message.attempt = counted.unwrap_or_else(|| self.tally.attempt(id)).max(1);
+            let token = Token(self.window.push(id, weight, queued.handler));
+            deliveries.push(Delivery { message: queued.message, token });
+        }
+        deliveries
+    }
+
+    /// Notes one verdict; what the service must be told goes to `tell`.
+    fn settle(&mut self, settlement: Settlement, tell: &mut Vec<(Handler, bool)>) {
+        let token = settlement.token.0;
+        let Some((id, handler)) = self.window.take(token) else { return };
+        let is_ack = settlement.verdict == Verdict::Ack;
+        match settlement.verdict {
+            Verdict::Ack => self.tally.forget(id),
+            Verdict::Nack => self.tally.fail(id),
+            Verdict::Return => {}
+        }
+        match handler {
+            // It keeps its place until it is confirmed, which bounds the confirmations that are waited for.
+            Handler::ExactlyOnce(handler) if is_ack => self.confirm.push((token, handler)),
+            handler => {
+                self.window.finish(token);
+                tell.push((handler, is_ack));
+            }
+        }
+    }
+}
+
+impl Settle for Shared {
+    fn settle(&self, settlements: &[Settlement]) {
+        let mut tell = Vec::with_capacity(settlements.len());
+        let must_confirm = {
+            let mut state = self.state.lock();
+            settlements.iter().for_each(|settlement| state.settle(*settlement, &mut tell));
+            !state.confirm.is_empty()
+        };
+        for (handler, is_ack) in tell {
+            if is_ack { handler.ack() } else { handler.nack() }
+        }
+        if must_confirm {
+            self.confirm.notify_one();
+        }
+        self.arrival.notify_one();
+        self.room.notify_waiters();
+    }
+}

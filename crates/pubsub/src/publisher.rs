@@ -1,0 +1,252 @@
+//! The publisher: room first, then the wire, then an answer for every message.
+
+use crate::budget::{Budget, Share};
+use crate::client::{Client, Resource};
+use crate::error::PubSubError;
+use crate::options::{Ordering, PublisherOptions};
+use crate::wire::{Fact, MAX_MESSAGE, encode};
+use futures_util::future::BoxFuture;
+use google_cloud_pubsub::client::Publisher as VendorPublisher;
+use google_cloud_pubsub::error::PublishError;
+use google_cloud_pubsub::model::Message as VendorMessage;
+use google_cloud_pubsub::publisher::PublishFuture;
+use messagepipeline::metric_names::BUS_PUBLISHED;
+use messagepipeline::{BatchOutcome, ErrorClass, Message, Publisher, StageError};
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+/// How much longer than its own deadline the client may take before its connection is given up.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Publishes to one topic; see [`crate::Client::publisher`]. Cloning shares window and connection.
+///
+/// Pub/Sub knows no ids: what is published twice is delivered twice, with the same message id. A message that Pub/Sub
+/// refuses fails alone; while topic or rights are missing, all fail as a mistake of configuration.
+#[derive(Clone)]
+pub struct PubSubPublisher(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    topic: Resource,
+    options: PublisherOptions,
+    budget: Budget,
+    /// One permit: calls take turns when messages are ordered.
+    turn: Arc<Semaphore>,
+    /// Fills requests.
+    shared: Lazy,
+    /// Sends every message in a request of its own.
+    alone: Lazy,
+    published: metrics::Counter,
+}
+
+/// A connection that is made when it is first used.
+#[derive(Default)]
+struct Lazy(Mutex<Option<VendorPublisher>>);
+
+/// What became of one message.
+type Outcome = Result<(), PubSubError>;
+
+impl PubSubPublisher {
+    pub(crate) fn new(client: Client, topic: Resource, options: PublisherOptions) -> Self {
+        let published = metrics::counter!(BUS_PUBLISHED, "topic" => topic.short().to_owned());
+        Self(Arc::new(Inner {
+            budget: Budget::new(options.max_outstanding_messages, options.max_outstanding_bytes),
+            turn: Arc::new(Semaphore::new(1)),
+            shared: Lazy::default(),
+            alone: Lazy::default(),
+            client,
+            topic,
+            options,
+            published,
+        }))
+    }
+
+    /// Publishes `messages`, each with its facts. The work goes on when the future is dropped, because the client
+    /// holds the messages until it has an answer; until then they keep their room.
+    pub(crate) async fn publish_with(&self, messages: Vec<Entry>) -> BatchOutcome {
+        let weight = messages.iter().map(|(message, _)| message.weight()).sum();
+        let ordered = self.0.options.ordering != Ordering::None;
+        let turn = if ordered { Arc::clone(&self.0.turn).acquire_owned().await.ok() } else { None };
+        let Some(share) = self.0.budget.take(messages.len(), weight).await else {
+            return BatchOutcome::Failed(PubSubError::Closed.into());
+        };
+        let inner = Arc::clone(&self.0);
+        let work = tokio::spawn(async move {
+            let outcome = inner.publish(messages, share).await;
+            drop(turn);
+            outcome
+        });
+        work.await.unwrap_or_else(|_| BatchOutcome::Failed(PubSubError::Closed.into()))
+    }
+}
+
+/// A fact that a message carries beside its own: a name and its value.
+pub(crate) type OwnedFact = (&'static str, String);
+/// A message with its facts.
+pub(crate) type Entry = (Message, Vec<OwnedFact>);
+
+impl Publisher for PubSubPublisher {
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, BatchOutcome> {
+        let messages = messages.into_iter().map(|message| (message, Vec::new())).collect();
+        Box::pin(self.publish_with(messages))
+    }
+}
+
+impl std::fmt::Debug for PubSubPublisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PubSubPublisher").field("topic", &self.0.topic.full()).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    async fn publish(&self, messages: Vec<Entry>, _share: Share) -> BatchOutcome {
+        let vendor = match self.connected(&self.shared, false).await {
+            Ok(vendor) => vendor,
+            Err(error) => return BatchOutcome::Failed(error.into()),
+        };
+        let sent = messages.iter().map(|entry| Ok(vendor.publish(self.encode(entry)?))).collect();
+        let mut outcomes = self.answers(&self.shared, sent).await;
+        self.resume(&vendor, &messages, &outcomes);
+        self.repeat_alone(&messages, &mut outcomes).await;
+        let done = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        self.published.increment(done as u64);
+        summarise(messages.iter().map(|(message, _)| message), outcomes)
+    }
+
+    /// The message as the client takes it.
+    fn encode(&self, (message, facts): &Entry) -> Result<VendorMessage, PubSubError> {
+        let facts: Vec<Fact<'_>> = facts.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let encoded = encode(message, self.options.wire, &facts);
+        let bytes = encoded.size();
+        if bytes > MAX_MESSAGE {
+            return Err(PubSubError::TooLarge { bytes, limit: MAX_MESSAGE });
+        }
+        let mut made = VendorMessage::new().set_data(encoded.data);
+        made.attributes = encoded.attributes;
+        made.ordering_key = self.key(message).unwrap_or_default();
+        Ok(made)
+    }
+
+    /// The ordering key of `message`, when messages are ordered.
+    fn key(&self, message: &Message) -> Option<String> {
+        let Ordering::ByDevice { keys } = self.options.ordering else { return None };
+        let device = message.device_id().unwrap_or_default();
+        Some(format!("k{}", farmhash::fingerprint64(device.as_bytes()) % u64::from(keys.max(1))))
+    }
+
+    /// Waits for the answers. When one does not come, the connection is given up: nothing else notices that it is dead.
+    async fn answers(&self, lazy: &Lazy, sent: Vec<Result<PublishFuture, PubSubError>>) -> Vec<Outcome> {
+        let until = Instant::now() + self.options.deadline + GRACE;
+        let mut outcomes = Vec::with_capacity(sent.len());
+        let mut is_dead = false;
+        for answer in sent {
+            let outcome = match answer {
+                Err(error) => Err(error),
+                Ok(answer) => match timeout_at(until, answer).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(error)) => {
+                        is_dead |= is_timeout(&error);
+                        Err(self.error(&error))
+                    }
+                    Err(_) => {
+                        is_dead = true;
+                        Err(PubSubError::Timeout {
+                            resource: self.topic.full().to_owned(),
+                            after: self.options.deadline,
+                        })
+                    }
+                },
+            };
+            outcomes.push(outcome);
+        }
+        if is_dead {
+            tracing::warn!(topic = self.topic.full(), "Pub/Sub does not answer; connecting anew");
+            *lazy.0.lock() = None;
+        }
+        outcomes
+    }
+
+    /// After a failure the client refuses a key until it is told to go on.
+    fn resume(&self, vendor: &VendorPublisher, messages: &[Entry], outcomes: &[Outcome]) {
+        let failed = messages.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_err());
+        let keys: HashSet<_> = failed.filter_map(|((message, _), _)| self.key(message)).collect();
+        for key in keys {
+            vendor.resume_publish(key);
+        }
+    }
+
+    /// A request that the service refuses is refused as a whole. Each of its messages gets one of its own, so that only
+    /// the one at fault fails.
+    async fn repeat_alone(&self, messages: &[Entry], outcomes: &mut [Outcome]) {
+        let is_refused = |at: &usize| matches!(outcomes[*at], Err(PubSubError::Invalid { .. }));
+        let refused: Vec<usize> = (0..outcomes.len()).filter(is_refused).collect();
+        if refused.is_empty() {
+            return;
+        }
+        let Ok(vendor) = self.connected(&self.alone, true).await else { return };
+        let at_once = if self.options.ordering == Ordering::None { AT_ONCE } else { 1 };
+        for part in refused.chunks(at_once) {
+            let sent = part.iter().map(|at| Ok(vendor.publish(self.encode(&messages[*at])?))).collect();
+            let answers = self.answers(&self.alone, sent).await;
+            for (at, answer) in part.iter().zip(answers) {
+                if answer.is_err() && let Some(key) = self.key(&messages[*at].0) {
+                    vendor.resume_publish(key);
+                }
+                outcomes[*at] = answer;
+            }
+        }
+    }
+
+    async fn connected(&self, lazy: &Lazy, alone: bool) -> Result<VendorPublisher, PubSubError> {
+        if let Some(vendor) = lazy.0.lock().as_ref() {
+            return Ok(vendor.clone());
+        }
+        let mut options = self.options.clone();
+        if alone {
+            options.batch_messages = 1;
+        }
+        let made = self.client.connect_publisher(&self.topic, &options).await?;
+        Ok(lazy.0.lock().get_or_insert(made).clone())
+    }
+
+    fn error(&self, error: &PublishError) -> PubSubError {
+        match error {
+            PublishError::Rpc(error) => PubSubError::from_vendor(self.topic.full(), error),
+            PublishError::OrderingKeyPaused => PubSubError::KeyPaused,
+            other => PubSubError::Unavailable {
+                resource: self.topic.full().to_owned(),
+                message: other.to_string(),
+            },
+        }
+    }
+}
+
+/// Requests of one message under way together.
+const AT_ONCE: usize = 64;
+
+/// Whether a request was never answered, as opposed to refused.
+fn is_timeout(error: &PublishError) -> bool {
+    matches!(error, PublishError::Rpc(error) if error.is_timeout() || error.is_exhausted() && error.status().is_none())
+}
+
+/// One outcome for all where they are alike, else one each.
+fn summarise<'a>(messages: impl Iterator<Item = &'a Message>, outcomes: Vec<Outcome>) -> BatchOutcome {
+    if outcomes.iter().all(Result::is_ok) {
+        return BatchOutcome::Done;
+    }
+    let passing = |outcome: &Outcome| outcome.as_ref().is_err_and(|e| e.class() != ErrorClass::Permanent);
+    let is_common = outcomes.iter().all(passing);
+    let mut results = Vec::with_capacity(outcomes.len());
+    for (message, outcome) in messages.zip(outcomes) {
+        let result = outcome.map_err(|error| StageError::from(error.of(message.id)));
+        match result {
+            Err(error) if is_common => return BatchOutcome::Failed(error),
+            result => results.push(result),
+        }
+    }
+    BatchOutcome::Each(results)
+}
