@@ -30,6 +30,20 @@ pub enum Error {
         /// What the library said.
         source: std::io::Error,
     },
+    /// A store of objects did not do what it was asked.
+    #[error("{action} {place} failed: {detail}")]
+    Store {
+        /// What was tried (`reading`).
+        action: &'static str,
+        /// The object, folder or bucket.
+        place: String,
+        /// A word in kebab case.
+        reason: &'static str,
+        /// What repeating would bring.
+        class: ErrorClass,
+        /// What is wrong and what would be right.
+        detail: String,
+    },
 }
 
 impl Error {
@@ -40,6 +54,7 @@ impl Error {
             Self::InvalidLine(_) => ErrorClass::Permanent,
             Self::InvalidName { .. } | Self::InvalidSource(_) => ErrorClass::Configuration,
             Self::Compression { .. } => ErrorClass::Transient,
+            Self::Store { class, .. } => *class,
         }
     }
 
@@ -51,6 +66,7 @@ impl Error {
             Self::InvalidName { .. } => "invalid-name",
             Self::InvalidSource(_) => "invalid-source",
             Self::Compression { .. } => "compression",
+            Self::Store { reason, .. } => reason,
         }
     }
 }

@@ -9,11 +9,14 @@
 //! ```
 
 mod error;
+#[cfg(feature = "gcs")]
+pub mod gcs;
 mod key;
 mod line;
 mod name;
 mod object;
 mod processor;
+mod reader;
 mod store;
 mod transformer;
 
@@ -23,5 +26,6 @@ pub use line::{ArchivedMessage, LineForm, decode_line, encode_line};
 pub use name::{ObjectName, Prefix};
 pub use object::{ArchiveObject, ArchiveSettings, Compression, LineRef, decompress, payload_fingerprint};
 pub use processor::ArchiveProcessor;
+pub use reader::{Contents, NameRange, ObjectReader, Page, StoredObject};
 pub use store::{ObjectStore, PutOutcome};
 pub use transformer::ArchiveTransformer;

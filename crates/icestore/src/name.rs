@@ -53,6 +53,21 @@ impl ObjectName {
         &self.0
     }
 
+    /// Another name in the same folder, for when this one is taken by an object that is not the archive's.
+    #[cfg(feature = "gcs")]
+    pub(crate) fn alternative(&self, number: u32) -> Self {
+        match self.0.split_once(".jsonl.") {
+            Some((stem, extension)) => Self(format!("{stem}-{number}.jsonl.{extension}")),
+            None => Self(format!("{}-{number}", self.0)),
+        }
+    }
+
+    /// The folder it lies in, with the `/` at its end.
+    #[cfg(feature = "gcs")]
+    pub(crate) fn folder(&self) -> &str {
+        &self.0[..self.0.len() - self.file_name().len()]
+    }
+
     /// The part behind the last `/`.
     #[must_use]
     pub fn file_name(&self) -> &str {

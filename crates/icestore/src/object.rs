@@ -97,6 +97,8 @@ pub struct ArchiveObject {
     pub first_received: Timestamp,
     /// Latest first receipt of its messages.
     pub last_received: Timestamp,
+    /// Whether one of its messages was delivered before. It may be archived already, by another process.
+    pub redelivered: bool,
 }
 
 /// What all objects of an archive have in common.
@@ -145,6 +147,7 @@ impl ArchiveObject {
             digest,
             first_received: first,
             last_received: last,
+            redelivered: messages.iter().any(|(message, _)| message.attempt > 1),
         })
     }
 }

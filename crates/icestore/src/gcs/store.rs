@@ -1,0 +1,227 @@
+//! The archive in a bucket.
+
+use super::GcsOptions;
+use super::client::{Client, Upload};
+use super::memory::{Claim, Memory};
+use super::{metadata, recall};
+use crate::{ArchiveObject, Error, LineRef, ObjectStore, PutOutcome};
+use futures_util::future::BoxFuture;
+use messagepipeline::{Clock, ErrorClass, MessageId, StageError};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::sync::{Notify, Semaphore};
+
+/// Names tried for one object. All but the first are needed only when somebody else puts objects under our names.
+const NAMES: u32 = 8;
+
+/// Objects in a Cloud Storage bucket.
+#[derive(Clone)]
+pub struct GcsStore(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    options: GcsOptions,
+    clock: Arc<dyn Clock>,
+    memory: Mutex<Memory>,
+    /// Some object's ids are no longer claimed.
+    released: Notify,
+    /// One look at a time: the next one may find that it is not needed any more.
+    looks: Semaphore,
+}
+
+impl std::fmt::Debug for GcsStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GcsStore").field("options", &self.0.options).finish_non_exhaustive()
+    }
+}
+
+impl GcsStore {
+    /// A store in the bucket that `options` name. Asks nothing before it is [opened](ObjectStore::open).
+    ///
+    /// # Errors
+    /// When the endpoint is no URL or the client cannot be set up.
+    pub async fn new(options: GcsOptions, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        Ok(Self(Arc::new(Inner {
+            client: Client::new(&options).await?,
+            memory: Mutex::new(Memory::new(options.remembered)),
+            options,
+            clock,
+            released: Notify::new(),
+            looks: Semaphore::new(1),
+        })))
+    }
+}
+
+impl ObjectStore for GcsStore {
+    fn open(&self) -> BoxFuture<'_, Result<(), StageError>> {
+        Box::pin(async { Ok(self.0.open().await?) })
+    }
+
+    fn known(&self, ids: Vec<MessageId>) -> BoxFuture<'_, Result<Vec<Option<u64>>, StageError>> {
+        let memory = self.0.memory.lock();
+        let known = ids.iter().map(|id| memory.fingerprint(id)).collect();
+        Box::pin(std::future::ready(Ok(known)))
+    }
+
+    fn put(&self, object: ArchiveObject) -> BoxFuture<'_, Result<PutOutcome, StageError>> {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            let Some(claimed) = inner.claim(&object).await else { return Ok(PutOutcome::Overlaps) };
+            // A task of its own: a caller whose patience ends must not leave an upload behind of which nobody knows
+            // how it ended.
+            let task = tokio::spawn(async move { claimed.inner.store(&object).await });
+            match task.await {
+                Ok(outcome) => Ok(outcome?),
+                Err(error) => Err(StageError::transient("archive-task", error.to_string())),
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StageError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// The ids of an object that is on its way. No other object with one of them is stored meanwhile.
+struct Claimed {
+    inner: Arc<Inner>,
+    ids: Vec<MessageId>,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.inner.memory.lock().release(self.ids.drain(..));
+        self.inner.released.notify_waiters();
+    }
+}
+
+impl Inner {
+    async fn open(&self) -> Result<(), Error> {
+        if self.client.bucket_exists().await? {
+            return Ok(());
+        }
+        let missing = |detail: &str| Error::Store {
+            action: "opening bucket",
+            place: format!("gs://{}", self.options.bucket),
+            reason: "gcs-not-found",
+            class: ErrorClass::Configuration,
+            detail: detail.to_owned(),
+        };
+        if !self.options.create_bucket {
+            return Err(missing("it does not exist; create it, or have it created by configuration"));
+        }
+        let Some(project) = &self.options.project else {
+            return Err(missing("it does not exist, and no project is named in which to create it"));
+        };
+        self.client.create_bucket(project, self.options.location.as_deref()).await?;
+        tracing::info!(bucket = self.options.bucket, project, "bucket created for the archive");
+        // Names are shared by all of the world: it may be there and not ours.
+        if self.client.bucket_exists().await? { Ok(()) } else { Err(missing("it was created and is gone")) }
+    }
+
+    /// The claim on the ids of `object`; `None` when some are archived. Waits for those that are on their way, which
+    /// ends with the deadline of their upload.
+    async fn claim(self: &Arc<Self>, object: &ArchiveObject) -> Option<Claimed> {
+        loop {
+            let mut released = std::pin::pin!(self.released.notified());
+            released.as_mut().enable();
+            let claim = self.memory.lock().claim(object);
+            match claim {
+                Claim::Granted => {
+                    let ids = object.lines.iter().map(|line| line.id).collect();
+                    return Some(Claimed { inner: Arc::clone(self), ids });
+                }
+                Claim::Overlaps => return None,
+                Claim::Busy => released.await,
+            }
+        }
+    }
+
+    async fn store(&self, object: &ArchiveObject) -> Result<PutOutcome, Error> {
+        if self.must_look(object) {
+            self.look(object).await?;
+            if self.memory.lock().overlaps(object) {
+                return Ok(PutOutcome::Overlaps);
+            }
+        }
+        let outcome = self.upload(object).await;
+        if outcome.is_err() {
+            self.memory.lock().doubt(object.name.folder());
+        }
+        outcome
+    }
+
+    fn must_look(&self, object: &ArchiveObject) -> bool {
+        object.redelivered || !self.memory.lock().has_looked(object.name.folder())
+    }
+
+    /// Remembers what is in the bucket of the messages of `object`.
+    async fn look(&self, object: &ArchiveObject) -> Result<(), Error> {
+        let Ok(_turn) = self.looks.acquire().await else { return Ok(()) };
+        if !self.must_look(object) {
+            return Ok(());
+        }
+        let recall = i64::try_from(self.options.recall.as_micros()).unwrap_or(i64::MAX);
+        let since = self.clock.now().as_micros().saturating_sub(recall);
+        let since = messagepipeline::Timestamp::from_micros(since);
+        let is_new = |name: &str| !self.memory.lock().has_seen(name);
+        let candidates = recall::candidates(&self.client, object, since, is_new).await?;
+        for stored in &candidates {
+            self.learn(&stored.name, object).await?;
+        }
+        self.memory.lock().looked(object.name.folder());
+        if !candidates.is_empty() {
+            tracing::debug!(objects = candidates.len(), folder = object.name.folder(), "archived objects read again");
+        }
+        Ok(())
+    }
+
+    /// Reads the object `name` and remembers its ids, those of `object` as the youngest. Says whether it has some of
+    /// them.
+    async fn learn(&self, name: &str, object: &ArchiveObject) -> Result<bool, Error> {
+        let lines = recall::lines(&self.client, name).await?;
+        let wanted: std::collections::HashSet<_> = object.lines.iter().map(|line| line.id).collect();
+        let again: Vec<LineRef> = lines.iter().filter(|line| wanted.contains(&line.id)).copied().collect();
+        let mut memory = self.memory.lock();
+        memory.record(name, &lines);
+        memory.remember(&again);
+        Ok(!again.is_empty())
+    }
+
+    async fn upload(&self, object: &ArchiveObject) -> Result<PutOutcome, Error> {
+        let mut name = object.name.clone();
+        for number in 1..=NAMES {
+            let mut stored = self.client.upload(&name, object, &self.options.writer).await? == Upload::Stored;
+            if !stored {
+                // What was there and is gone leaves the name free for the next try.
+                let Some(found) = self.client.resource_of(name.as_str()).await? else { continue };
+                // The answer to an earlier try got lost.
+                stored = metadata::is(&found.metadata, object);
+            }
+            if stored {
+                self.memory.lock().record(name.as_str(), &object.lines);
+                return Ok(PutOutcome::Stored);
+            }
+            // An object is called like its first message: it holds ours, or it is not an archive's.
+            if self.learn_if_readable(name.as_str(), object).await? {
+                return Ok(PutOutcome::Overlaps);
+            }
+            name = object.name.alternative(number);
+        }
+        Err(Error::Store {
+            action: "uploading",
+            place: self.client.place(object.name.as_str()),
+            reason: "gcs-name-taken",
+            class: ErrorClass::Configuration,
+            detail: format!("this name and {NAMES} others are taken by objects that are not the archive's"),
+        })
+    }
+
+    async fn learn_if_readable(&self, name: &str, object: &ArchiveObject) -> Result<bool, Error> {
+        match self.learn(name, object).await {
+            // What cannot be read as an archive's object is none.
+            Err(Error::InvalidLine(_) | Error::Compression { .. }) => Ok(false),
+            other => other,
+        }
+    }
+}
