@@ -1,6 +1,6 @@
-//! The bus between the services.
+//! The bus in one process.
 
-use crate::{BusConfig, BusKind, ConnectError, Window};
+use crate::{BusConfig, ConnectError, Window};
 use ::enrichment::ParkingLot;
 use embedded::bus::{Backlog, ConsumerOptions, IdLedger, LetterQueue};
 use embedded::folder::DataFolder;
@@ -8,7 +8,7 @@ use messagepipeline::{BoxConsumer, Clock, DeadLetters, Publisher};
 use mqttconverter::endpoint::SessionStore;
 use std::sync::Arc;
 
-/// An open bus of the configured kind. Cloning shares it.
+/// The open bus of a data folder. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Bus {
     config: Arc<BusConfig>,
@@ -16,7 +16,7 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Opens the bus; `max_parked` bounds its parking lot.
+    /// Opens the bus of `folder`; `max_parked` bounds its parking lot.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -26,11 +26,7 @@ impl Bus {
         max_parked: u64,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConnectError> {
-        let inner = match config.kind {
-            BusKind::Embedded => {
-                embedded::bus::Bus::open(&folder.bus(), config.options(max_parked), clock).await?
-            }
-        };
+        let inner = embedded::bus::Bus::open(&folder.bus(), config.options(max_parked), clock).await?;
         Ok(Self { config: Arc::new(config.clone()), inner })
     }
 

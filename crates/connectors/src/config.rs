@@ -4,6 +4,8 @@ use embedded::bus::{BusOptions, SubscriptionOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service_kit::config::{ByteSize, Duration};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The bus between the services.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -21,6 +23,9 @@ pub struct BusConfig {
     pub redelivery_min: Duration,
     /// Longest such pause.
     pub redelivery_max: Duration,
+    /// For `kind: pubsub`. Pauses before a redelivery and deliveries until Pub/Sub's own dead letters are settings of
+    /// the subscription there.
+    pub pubsub: PubSubConfig,
 }
 
 impl Default for BusConfig {
@@ -32,6 +37,7 @@ impl Default for BusConfig {
             lease: Duration::from_mins(10),
             redelivery_min: Duration::from_millis(100),
             redelivery_max: Duration::from_mins(1),
+            pubsub: PubSubConfig::default(),
         }
     }
 }
@@ -82,6 +88,81 @@ pub enum BusKind {
     /// Durable topics in `bus.db` of the data folder.
     #[default]
     Embedded,
+    /// Google Pub/Sub, between services that are processes of their own.
+    Pubsub,
+}
+
+/// Google Pub/Sub.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PubSubConfig {
+    /// Names of the topics in the project; a topic that is not listed has its own name there.
+    pub topics: BTreeMap<String, String>,
+    /// Names of the subscriptions in the project by service; one that is not listed is called as its service.
+    pub subscriptions: BTreeMap<String, String>,
+    /// Topic of the dead letters and of the records of what a rule ended.
+    pub dead_letters: String,
+    /// Subscription on it that `millstream books` reads. It only looks: every letter stays.
+    pub dead_letters_reader: String,
+    /// Form of a message.
+    pub wire: WireForm,
+    /// Ordering keys that devices are spread over, so that each device's messages stay in order; 0 for no order. The
+    /// subscriptions must have message ordering enabled.
+    #[schemars(range(max = 1000))]
+    pub ordering_keys: u32,
+    /// Streams that a service receives over. One stream of Pub/Sub carries about 10 MB a second.
+    #[schemars(range(min = 1, max = 64))]
+    pub streams: u32,
+    /// Creates topics and subscriptions that are not there, with defaults; for trials. It needs more rights than
+    /// publishing and subscribing.
+    pub create: bool,
+    /// How long messages wait for others to be published together.
+    pub publish_delay: Duration,
+    /// Longest time a publish may take, repetitions included.
+    pub publish_timeout: Duration,
+}
+
+impl Default for PubSubConfig {
+    fn default() -> Self {
+        Self {
+            topics: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            dead_letters: "dead-letters".to_owned(),
+            dead_letters_reader: "books".to_owned(),
+            wire: WireForm::default(),
+            ordering_keys: 0,
+            streams: 4,
+            create: false,
+            publish_delay: Duration::from_millis(10),
+            publish_timeout: Duration::from_mins(1),
+        }
+    }
+}
+
+/// Form of a message on Pub/Sub. Whatever is configured, both are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WireForm {
+    /// The body is the device's payload; everything else stands in attributes.
+    #[default]
+    Binary,
+    /// One JSON document with the payload in base64, for readers that expect one.
+    Json,
+}
+
+/// Google Cloud, for the parts that are configured to stand there. The usual variables of the emulators
+/// (`PUBSUB_EMULATOR_HOST`, `FIRESTORE_EMULATOR_HOST`, `STORAGE_EMULATOR_HOST`, `BIGQUERY_EMULATOR_HOST` with
+/// `BIGQUERY_STORAGE_EMULATOR_HOST` for its gRPC port) are honoured.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GoogleConfig {
+    /// Project id. Without it that of `GOOGLE_CLOUD_PROJECT`, else that of the machine it runs on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// Credentials file (JSON). Without it Google's default chain: `GOOGLE_APPLICATION_CREDENTIALS`, the user's own,
+    /// the machine's service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<PathBuf>,
 }
 
 /// What a service asks of its subscription.

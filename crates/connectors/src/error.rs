@@ -14,6 +14,10 @@ pub enum ConnectError {
     /// The client of an outside broker.
     #[error(transparent)]
     Broker(#[from] mqttconverter::broker::BrokerError),
+    /// Pub/Sub.
+    #[cfg(feature = "google")]
+    #[error(transparent)]
+    PubSub(#[from] ::pubsub::PubSubError),
     /// A part refused to open.
     #[error(transparent)]
     Stage(#[from] StageError),
@@ -27,6 +31,8 @@ impl ConnectError {
             Self::Embedded(error) => error.class(),
             Self::Endpoint(error) => error.class(),
             Self::Broker(error) => error.class(),
+            #[cfg(feature = "google")]
+            Self::PubSub(error) => error.class(),
             Self::Stage(error) => error.class(),
         }
     }

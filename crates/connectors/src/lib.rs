@@ -6,11 +6,23 @@
 mod bus;
 mod config;
 mod error;
+#[cfg(feature = "google")]
+mod file;
+#[cfg(feature = "google")]
+mod google;
 mod mqtt;
+#[cfg(feature = "google")]
+mod pubsub;
 mod stores;
 
 pub use bus::Bus;
-pub use config::{BusConfig, BusKind, DeadLetterConfig, Window};
+pub use config::{BusConfig, BusKind, DeadLetterConfig, GoogleConfig, PubSubConfig, Window, WireForm};
 pub use error::ConnectError;
+#[cfg(feature = "google")]
+pub use file::{DataPath, File, check_bus, check_pubsub};
+#[cfg(feature = "google")]
+pub use google::Google;
 pub use mqtt::{broker, endpoint};
+#[cfg(feature = "google")]
+pub use pubsub::PubSubBus;
 pub use stores::{archive, registry, warehouse};

@@ -7,7 +7,7 @@ use mqttconverter::endpoint::{Endpoint, EndpointHandle, EndpointOptions, Session
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Opens the endpoint that devices connect to, with its sessions in `sessions`; answers its consumer, the address it
+/// Opens the endpoint that devices connect to, with its sessions in `sessions` or else in memory; answers its consumer, the address it
 /// listens on and the handle that lets it end in good order.
 ///
 /// # Errors
@@ -16,10 +16,12 @@ pub async fn endpoint(
     options: EndpointOptions,
     ids: Arc<IdGenerator>,
     clock: Arc<dyn Clock>,
-    sessions: Arc<dyn SessionStore>,
+    sessions: Option<Arc<dyn SessionStore>>,
 ) -> Result<(BoxConsumer, SocketAddr, EndpointHandle), ConnectError> {
-    let Endpoint { address, consumer, handle } =
-        Endpoint::bind_with_store(options, ids, clock, sessions).await?;
+    let Endpoint { address, consumer, handle } = match sessions {
+        Some(sessions) => Endpoint::bind_with_store(options, ids, clock, sessions).await?,
+        None => Endpoint::bind(options, ids, clock).await?,
+    };
     Ok((BoxConsumer::new(consumer), address, handle))
 }
 

@@ -9,6 +9,10 @@ use service_kit::config::{ByteSize, Duration};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ArchiveConfig {
+    /// Where objects stand.
+    pub kind: ArchiveKind,
+    /// For `kind: cloud-storage`.
+    pub google: CloudStorageConfig,
     /// Form of a line.
     pub line: LineForm,
     /// How objects are compressed.
@@ -38,6 +42,8 @@ impl ArchiveConfig {
 impl Default for ArchiveConfig {
     fn default() -> Self {
         Self {
+            kind: ArchiveKind::default(),
+            google: CloudStorageConfig::default(),
             line: LineForm::default(),
             compression: Compression::default(),
             location: icestore::default_locations(),
@@ -45,6 +51,46 @@ impl Default for ArchiveConfig {
             memory: ByteSize::from_mib(48),
             max_in_flight: 200_000,
             max_attempts: 5,
+        }
+    }
+}
+
+/// Where objects stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArchiveKind {
+    /// `archive/` of the data folder.
+    #[default]
+    Folder,
+    /// A bucket of Cloud Storage.
+    CloudStorage,
+}
+
+/// Cloud Storage.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CloudStorageConfig {
+    /// Bucket.
+    pub bucket: String,
+    /// Folder below which all objects lie.
+    pub prefix: String,
+    /// Creates a bucket that is not there. It needs more rights than writing objects.
+    pub create_bucket: bool,
+    /// How long one upload may take.
+    pub timeout: Duration,
+    /// How far back objects are looked at for ids that are delivered again after a restart or to another replica.
+    /// Longer than any lease.
+    pub recall: Duration,
+}
+
+impl Default for CloudStorageConfig {
+    fn default() -> Self {
+        Self {
+            bucket: String::new(),
+            prefix: String::new(),
+            create_bucket: false,
+            timeout: Duration::from_mins(2),
+            recall: Duration::from_mins(90),
         }
     }
 }

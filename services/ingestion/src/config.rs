@@ -17,6 +17,13 @@ pub struct IngestionConfig {
     /// An outside MQTT broker to subscribe to, in place of the endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<BrokerConfig>,
+    /// A durable buffer on this machine between MQTT and Pub/Sub, in the data folder: a message is acknowledged once it
+    /// is there, so neither the way to Pub/Sub nor an outage of it slows devices down. For the program `ingestion`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolConfig>,
+    /// Writes the ids of all published messages to `ledger/` of the data folder, 16 bytes each; `millstream books`
+    /// compares the sinks with them. For the program `ingestion`.
+    pub ledger: bool,
     /// Which messages go to which topic; the first filter that matches decides. A message that matches none is a dead
     /// letter.
     pub routes: Vec<Route>,
@@ -41,6 +48,8 @@ impl Default for IngestionConfig {
         Self {
             mqtt: EndpointConfig::default(),
             broker: None,
+            spool: None,
+            ledger: true,
             routes: mqttconverter::routing::default_routes(),
             device_id: DeviceIdRule::default(),
             message_id: None,
@@ -48,6 +57,23 @@ impl Default for IngestionConfig {
             max_in_flight: 20_000,
             max_in_flight_bytes: ByteSize::from_mib(32),
         }
+    }
+}
+
+/// The buffer on disk.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpoolConfig {
+    /// Most bytes of messages that one topic's part may hold. At this size devices wait; nothing is dropped.
+    pub max_size: ByteSize,
+    /// Ids of messages that have left it are known for so long, so that what a device sends again under an id of its
+    /// own is known again.
+    pub ids: Duration,
+}
+
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        Self { max_size: ByteSize::from_gib(16), ids: Duration::from_hours(24) }
     }
 }
 

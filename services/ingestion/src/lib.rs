@@ -3,10 +3,20 @@
 mod app;
 mod config;
 mod ingest;
+mod ledger;
 mod letters;
+#[cfg(feature = "google")]
+mod program;
+mod run;
+#[cfg(feature = "google")]
+mod spool;
 
 pub use app::{Ingestion, Parts, Plan, STAGE, broker_options, endpoint_options};
 pub use config::{
-    BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, UserConfig,
+    BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, SpoolConfig, UserConfig,
 };
 pub use ingest::{Ingest, Ingested};
+pub use ledger::{LEDGER_FOLDER, Ledger, read_ledgers};
+#[cfg(feature = "google")]
+pub use program::IngestionProgram;
+pub use run::run;

@@ -2,8 +2,7 @@
 
 use crate::config::Config;
 use messagepipeline::{Clock, SystemClock};
-use mqttconverter::routing::Mistake;
-use service_kit::config::{Check, ConfigErrors, Duration, Loaded, Problem};
+use service_kit::config::{Check, ConfigErrors, Duration, Loaded, Problem, pointer};
 
 /// Topics of the path.
 pub const RAW: &str = "raw";
@@ -29,8 +28,9 @@ pub struct Plans {
 pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErrors> {
     let config = &loaded.value;
     let mut check = loaded.check();
-    let ingestion =
-        collect(&mut check, "/ingestion", ingestion_service::Plan::new(&config.ingestion, &[RAW]));
+    let ingestion = ingestion_service::Plan::new(&config.ingestion, &[RAW]);
+    let ingestion = ingestion.map_err(|mistakes| mistakes.into_iter().map(Into::into).collect());
+    let ingestion = collect(&mut check, "/ingestion", ingestion);
     let enrichment = collect(&mut check, "/enrichment", enrichment_service::Plan::new(&config.enrichment));
     let warehouse = collect(&mut check, "/bigquery", bigquery_service::Plan::new(&config.bigquery));
     let archive = collect(&mut check, "/icestore", icestore_service::Plan::new(&config.icestore));
@@ -57,44 +57,8 @@ fn no_plan_means_a_mistake() -> ConfigErrors {
     unreachable!("a section was refused without a mistake")
 }
 
-/// A mistake as the sections give it: a path below the section, and a sentence.
-trait Described {
-    fn parts(&self) -> (&str, &str);
-}
-
-impl Described for Mistake {
-    fn parts(&self) -> (&str, &str) {
-        (&self.path, &self.message)
-    }
-}
-
-impl Described for (String, String) {
-    fn parts(&self) -> (&str, &str) {
-        (&self.0, &self.1)
-    }
-}
-
-fn collect<T, M: Described>(check: &mut Check, section: &str, plan: Result<T, Vec<M>>) -> Option<T> {
-    match plan {
-        Ok(plan) => Some(plan),
-        Err(mistakes) => {
-            check.section(section, |check| {
-                for mistake in &mistakes {
-                    let (path, message) = mistake.parts();
-                    check.error(&pointer(path), message);
-                }
-            });
-            None
-        }
-    }
-}
-
-/// `routes[0].filter` as a JSON Pointer.
-fn pointer(path: &str) -> String {
-    if path.is_empty() {
-        return String::new();
-    }
-    format!("/{}", path.replace('[', "/").replace(']', "").replace('.', "/").replace("//", "/"))
+fn collect<T>(check: &mut Check, section: &str, plan: Result<T, Vec<(String, String)>>) -> Option<T> {
+    plan.map_err(|mistakes| check.mistakes(section, mistakes)).ok()
 }
 
 /// Windows, batches, ages and deadlines that work against each other.
@@ -211,17 +175,5 @@ fn retention(config: &Config, check: &mut Check) {
                  (ingestion.message_id): make it longer"
             ),
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mistakes_path_becomes_the_pointer_of_its_place() {
-        assert_eq!(pointer("routes[0].filter"), "/routes/0/filter");
-        assert_eq!(pointer("mqtt.users[12].publish[3]"), "/mqtt/users/12/publish/3");
-        assert_eq!(pointer(""), "");
     }
 }

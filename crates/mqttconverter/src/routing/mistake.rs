@@ -22,3 +22,9 @@ impl fmt::Display for Mistake {
         write!(f, "{}: {}", self.path, self.message)
     }
 }
+
+impl From<Mistake> for (String, String) {
+    fn from(mistake: Mistake) -> Self {
+        (mistake.path, mistake.message)
+    }
+}

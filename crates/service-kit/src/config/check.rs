@@ -80,9 +80,51 @@ impl Check {
         Err(ConfigErrors::new(self.errors, self.warnings))
     }
 
+    /// Notes mistakes that a library found in the section at `section`: paths as people write them
+    /// (`routes[0].filter`) with what is wrong.
+    pub fn mistakes(&mut self, section: &str, mistakes: impl IntoIterator<Item = (String, String)>) {
+        self.section(section, |check| {
+            for (path, message) in mistakes {
+                check.error(&pointer(&path), message);
+            }
+        });
+    }
+
+    /// Ends with these [`mistakes`](Self::mistakes) beside those noted before.
+    #[must_use]
+    pub fn refuse(
+        mut self,
+        section: &str,
+        mistakes: impl IntoIterator<Item = (String, String)>,
+    ) -> ConfigErrors {
+        self.mistakes(section, mistakes);
+        ConfigErrors::new(self.errors, self.warnings)
+    }
+
     fn problem(&self, pointer: &str, message: String) -> Problem {
         let mut path = Path(self.section.clone());
         path.0.extend(Path::from_pointer(pointer).0);
         Problem::new(self.places.locate(&path), &path, message)
+    }
+}
+
+/// `routes[0].filter` as a JSON Pointer.
+#[must_use]
+pub fn pointer(path: &str) -> String {
+    if path.is_empty() {
+        return String::new();
+    }
+    format!("/{}", path.replace('[', "/").replace(']', "").replace('.', "/").replace("//", "/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistakes_path_becomes_the_pointer_of_its_place() {
+        assert_eq!(pointer("routes[0].filter"), "/routes/0/filter");
+        assert_eq!(pointer("mqtt.users[12].publish[3]"), "/mqtt/users/12/publish/3");
+        assert_eq!(pointer(""), "");
     }
 }

@@ -33,7 +33,7 @@ mod validate;
 mod yaml;
 
 pub use byte_size::ByteSize;
-pub use check::Check;
+pub use check::{Check, pointer};
 pub use duration::Duration;
 pub use load::{Loaded, Partial, load, load_or_partial};
 pub use overrides::Override;

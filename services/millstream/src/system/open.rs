@@ -228,6 +228,6 @@ async fn open_source(
         ingestion_service::endpoint_options(ingestion).map_err(|mistakes| refused(&mistakes))?;
     options.max_connections = descriptors::connections(options.max_connections);
     let (consumer, address, handle) =
-        connectors::endpoint(options, ids, Arc::clone(clock), bus.sessions()).await?;
+        connectors::endpoint(options, ids, Arc::clone(clock), Some(bus.sessions())).await?;
     Ok(Source { consumer, address: Some(address), endpoint: Some(handle) })
 }

@@ -5,14 +5,9 @@ use super::open::{Services, Stores, System};
 use bqstore::RowInserter;
 use icestore::ObjectStore;
 use messagepipeline::{ServiceError, Shutdown};
-use mqttconverter::endpoint::EndpointHandle;
 use service_kit::Tasks;
 use std::convert::Infallible;
 use std::time::Duration;
-
-/// How long the endpoint may take to hand over what it has read, at most. It needs milliseconds, unless publishing
-/// fails; then the messages stay with their devices, which have no PUBACK for them.
-const HAND_OVER: Duration = Duration::from_secs(5);
 
 impl System {
     /// Starts everything as tasks that end when `shutdown` begins, of which they have `drain` to finish. Answers the
@@ -27,40 +22,11 @@ impl System {
         let (registry, watching) = (stores.registry.clone(), shutdown.clone());
         tasks.spawn("registry watch", quiet(async move { registry.watch(watching).await }));
         tasks.spawn("bus gauges", quiet(gauges::keep(stores.bus.clone(), shutdown.clone())));
-        let hand_over = HAND_OVER.min(drain / 2);
         if let Some(retention) = self.retention {
             tasks.spawn("retention", quiet(retention.run(shutdown.clone())));
         }
-        tasks.spawn("ingestion", ingest(ingestion, endpoint, shutdown.clone(), hand_over));
+        tasks.spawn("ingestion", run(ingestion_service::run(ingestion, endpoint, shutdown.clone(), drain)));
         stores
-    }
-}
-
-/// The endpoint ends the service by itself: it stops reading, hands over what it has read, lets the acknowledgements
-/// out and then says that nothing comes any more. A soft signal to the service would cut that short, so it comes only
-/// after `hand_over`.
-async fn ingest(
-    service: ingestion_service::Ingestion,
-    endpoint: Option<EndpointHandle>,
-    shutdown: Shutdown,
-    hand_over: Duration,
-) -> Result<(), ServiceError> {
-    let Some(endpoint) = endpoint else { return run(service.run(shutdown)).await };
-    let own = Shutdown::new();
-    let signals = async {
-        shutdown.begun().await;
-        endpoint.drain();
-        tokio::select! {
-            () = tokio::time::sleep(hand_over) => own.begin(),
-            () = shutdown.aborted() => {}
-        }
-        shutdown.aborted().await;
-        own.abort();
-        std::future::pending::<Infallible>().await
-    };
-    tokio::select! {
-        result = run(service.run(own.clone())) => result,
-        never = signals => match never {},
     }
 }
 

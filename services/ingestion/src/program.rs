@@ -1,0 +1,154 @@
+//! The program `ingestion`: MQTT → (spool →) Pub/Sub.
+
+use crate::ledger::{LEDGER_FOLDER, Ledger};
+use crate::spool::Spool;
+use crate::{IngestionConfig, Parts, Plan, STAGE, broker_options, endpoint_options, run};
+use connectors::{ConnectError, File, Google, PubSubBus, Window, check_bus};
+use messagepipeline::{BoxConsumer, Clock, Health, IdGenerator, Publisher, SystemClock};
+use mqttconverter::endpoint::EndpointHandle;
+use mqttconverter::routing::Mistake;
+use service_kit::config::{ConfigErrors, Loaded, Problem, pointer};
+use service_kit::program::{Closing, Program, Service};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The service as a program.
+#[derive(Debug)]
+pub struct IngestionProgram;
+
+type Config = File<IngestionConfig>;
+
+impl Service for IngestionProgram {
+    type Config = Config;
+    type Plan = Plan;
+
+    const NAME: &'static str = STAGE;
+    const ABOUT: &'static str = "Takes device messages from MQTT and publishes them to Pub/Sub; a device's message is \
+        acknowledged only when Pub/Sub, or the spool on disk, has it.";
+
+    fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
+        let config = &loaded.value;
+        let mut check = loaded.check();
+        check_bus(&config.bus, &mut check);
+        if config.ingestion.broker.is_none() && config.ingestion.spool.is_none() {
+            check.warn(
+                "/ingestion/mqtt",
+                "keeps what QoS 2 needs in memory only, because there is no ingestion.spool: what a device sends at QoS \
+                 2 across a restart may be stored twice",
+            );
+        }
+        let topics: Vec<&str> = config.ingestion.routes.iter().map(|route| route.topic.as_str()).collect();
+        match Plan::new(&config.ingestion, &topics) {
+            Ok(plan) => {
+                for warning in plan.warnings() {
+                    let path = format!("/ingestion{}", pointer(&warning.path));
+                    check.warn(&path, &warning.message);
+                }
+                Ok((plan, check.finish()?))
+            }
+            Err(mistakes) => Err(check.refuse("/ingestion", mistakes.into_iter().map(Into::into))),
+        }
+    }
+
+    async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Closing, String> {
+        start(config, plan, program).await.map_err(|error| error.to_string())
+    }
+}
+
+async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Closing, ConnectError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let ids = Arc::new(IdGenerator::new(Arc::clone(&clock)));
+    let bus = PubSubBus::new(&Google::new(&config.google).await?, &config.bus.pubsub)?;
+    let topics = plan.topics().to_vec();
+    bus.create(&topics.iter().map(String::as_str).collect::<Vec<_>>(), None).await?;
+    let data = config.data.0.as_path();
+    let ledger = if config.ingestion.ledger { Some(open_ledger(data, &ids)?) } else { None };
+    let spool = match &config.ingestion.spool {
+        Some(settings) => Some(Arc::new(Spool::open(data, settings, &topics, Arc::clone(&clock)).await?)),
+        None => None,
+    };
+    let window = Window {
+        messages: config.ingestion.max_in_flight as usize,
+        bytes: config.ingestion.max_in_flight_bytes.as_usize(),
+        max_attempts: 0,
+    };
+    let mut publishers = BTreeMap::new();
+    for topic in &topics {
+        let direct = bus.publisher(topic, window);
+        let first = match &spool {
+            Some(spool) => {
+                let health = program.health.stage(crate::spool::FORWARD);
+                let forward = spool.forward(topic, direct, bus.dead_letters(), health, window.bytes).await?;
+                let shutdown = program.shutdown.clone();
+                let name = format!("{} {topic}", crate::spool::FORWARD);
+                program.tasks.spawn(name, async move { forward.run(shutdown).await.map(drop) });
+                spool.publisher(topic).await?
+            }
+            None => direct,
+        };
+        let publisher = ledger.as_ref().map_or_else(|| Arc::clone(&first), |ledger| ledger.record(Arc::clone(&first)));
+        publishers.insert(topic.clone(), publisher);
+    }
+    if let Some(spool) = &spool {
+        let (forgetting, shutdown) = (spool.forgetting()?, program.shutdown.clone());
+        program.tasks.spawn("spool ids", async move {
+            forgetting.run(shutdown).await;
+            Ok::<_, std::convert::Infallible>(())
+        });
+    }
+    let (consumer, endpoint) = source(&config.ingestion, spool.as_deref(), ids, clock, &program.health).await?;
+    let parts = Parts {
+        consumer,
+        publishers,
+        dead_letters: bus.dead_letters(),
+        health: program.health.stage(STAGE),
+    };
+    let service = plan.build(parts).map_err(|mistakes| refused(&mistakes))?;
+    let drain = config.shutdown.drain.get();
+    let shutdown = program.shutdown.clone();
+    program.tasks.spawn(STAGE, async move { run(service, endpoint, shutdown, drain).await.map(drop) });
+    Ok(Box::pin(async move {
+        match spool {
+            Some(spool) => spool.close().await.map_err(|error| format!("spool: {error}")),
+            None => Ok(()),
+        }
+    }))
+}
+
+fn open_ledger(data: &Path, ids: &IdGenerator) -> Result<Ledger, ConnectError> {
+    let folder = data.join(LEDGER_FOLDER);
+    Ledger::create(&folder, ids.next_id()).map_err(|error| {
+        let detail = format!(
+            "the ledger of ids cannot be written in {}: {error}; set `data` to a folder that can, or ingestion.ledger to \
+             false",
+            folder.display()
+        );
+        messagepipeline::StageError::new(messagepipeline::ErrorClass::Configuration, "ledger", detail).into()
+    })
+}
+
+async fn source(
+    config: &IngestionConfig,
+    spool: Option<&Spool>,
+    ids: Arc<IdGenerator>,
+    clock: Arc<dyn Clock>,
+    health: &Health,
+) -> Result<(BoxConsumer, Option<EndpointHandle>), ConnectError> {
+    if let Some(broker) = &config.broker {
+        let options = broker_options(broker, config);
+        let seed = std::process::id().into();
+        let consumer = connectors::broker(options, ids, clock, health.stage("broker"), seed)?;
+        return Ok((consumer, None));
+    }
+    let options = endpoint_options(config).map_err(|mistakes| refused(&mistakes))?;
+    let sessions = spool.map(Spool::sessions);
+    let (consumer, address, handle) = connectors::endpoint(options, ids, clock, sessions).await?;
+    tracing::info!(%address, "devices connect here");
+    Ok((consumer, Some(handle)))
+}
+
+fn refused(mistakes: &[Mistake]) -> ConnectError {
+    let text = mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    messagepipeline::StageError::new(messagepipeline::ErrorClass::Configuration, "configuration", text).into()
+}

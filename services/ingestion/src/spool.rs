@@ -1,0 +1,198 @@
+//! The spool: a durable buffer on this machine between MQTT and the bus.
+//!
+//! It is the embedded bus with one subscription per topic, and a service that takes what lies there onward. A device's
+//! message is acknowledged when the spool has it on disk; the spool lets go of it when the bus has it.
+
+use crate::SpoolConfig;
+use connectors::ConnectError;
+use embedded::bus::{Bus, BusOptions, BusReader, ConsumerOptions, Finished, IdLedger, SubscriptionOptions};
+use embedded::folder::DataFolder;
+use messagepipeline::{
+    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, Message, MessageId, Outcome,
+    PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth, Timestamp, TransformFn,
+    transform_fn,
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The stage that takes messages from the spool to the bus.
+pub const FORWARD: &str = "forward";
+
+/// Ids in one step of forgetting; some milliseconds of the writer's time.
+const STEP: usize = 512;
+/// How often old ids are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// Takes messages as they are.
+type AsIs = TransformFn<fn(&Message) -> Outcome<Message>>;
+/// The service behind one topic of the spool.
+pub type Forward = BatchingService<BoxConsumer, AsIs, PublishProcessor>;
+
+/// The open spool.
+#[derive(Debug)]
+pub struct Spool {
+    folder: DataFolder,
+    bus: Bus,
+    ids: Duration,
+    topics: Vec<String>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Spool {
+    /// Opens the spool in the folder `data`, which is locked while it is open, with room for `topics`.
+    ///
+    /// # Errors
+    /// When the folder is in use or its file cannot be used.
+    pub async fn open(
+        data: &Path,
+        config: &SpoolConfig,
+        topics: &[String],
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConnectError> {
+        let folder = DataFolder::open(data)?;
+        let options = BusOptions { max_topic_bytes: config.max_size.bytes(), ..BusOptions::default() };
+        let bus = Bus::open(&folder.bus(), options, Arc::clone(&clock)).await?;
+        let spool = Self { folder, bus, ids: config.ids.get(), topics: topics.to_vec(), clock };
+        // What has no subscription yet would be trimmed at once.
+        for topic in topics {
+            spool.consumer(topic, &BatchLimits::default()).await?;
+        }
+        Ok(spool)
+    }
+
+    /// A publisher into the spool.
+    ///
+    /// # Errors
+    /// When the topic cannot be created.
+    pub async fn publisher(&self, topic: &str) -> Result<Arc<dyn Publisher>, ConnectError> {
+        let topic = self.bus.topic(topic).await?;
+        Ok(Arc::new(self.bus.publisher(&topic)))
+    }
+
+    /// Where the endpoint keeps its sessions.
+    #[must_use]
+    pub fn sessions(&self) -> Arc<dyn mqttconverter::endpoint::SessionStore> {
+        Arc::new(self.bus.sessions())
+    }
+
+    async fn consumer(&self, topic: &str, limits: &BatchLimits) -> Result<BoxConsumer, ConnectError> {
+        let topic = self.bus.topic(topic).await?;
+        let options = SubscriptionOptions { max_outstanding_bytes: limits.budget, ..SubscriptionOptions::default() };
+        let subscription = self.bus.subscription(&topic, FORWARD, options).await?;
+        Ok(BoxConsumer::new(self.bus.consumer(&subscription, ConsumerOptions::default())))
+    }
+
+    /// The service that takes what lies in `topic` to `output`.
+    ///
+    /// # Errors
+    /// When the topic cannot be read.
+    pub async fn forward(
+        &self,
+        topic: &str,
+        output: Arc<dyn Publisher>,
+        dead_letters: Arc<dyn DeadLetters>,
+        health: StageHealth,
+        budget: usize,
+    ) -> Result<Forward, ConnectError> {
+        let limits = BatchLimits::publishing(budget);
+        let consumer = self.consumer(topic, &limits).await?;
+        let options = ServiceOptions {
+            dead_letters: Some(dead_letters),
+            health: Some(health),
+            ..ServiceOptions::new(FORWARD)
+        };
+        let as_is: AsIs = transform_fn(|message: &Message| Outcome::Emit(message.clone()));
+        Ok(BatchingService::new(options, limits, consumer, as_is, PublishProcessor::new(output)))
+    }
+
+    /// What forgets the ids of messages that have long left the spool.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn forgetting(&self) -> Result<Forgetting, ConnectError> {
+        Ok(Forgetting {
+            reader: Some(BusReader::open(self.folder.bus())?),
+            ledger: self.bus.id_ledger(),
+            topics: self.topics.clone(),
+            ids: self.ids,
+            clock: Arc::clone(&self.clock),
+        })
+    }
+
+    /// Stores all verdicts and closes the spool.
+    ///
+    /// # Errors
+    /// When verdicts could not be stored; those messages go to the bus again, under the same ids.
+    pub async fn close(&self) -> Result<(), ConnectError> {
+        Ok(self.bus.close().await?)
+    }
+}
+
+/// Forgets old ids, so that the file does not grow by each message for ever.
+#[derive(Debug)]
+pub struct Forgetting {
+    reader: Option<BusReader>,
+    ledger: IdLedger,
+    topics: Vec<String>,
+    ids: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+impl Forgetting {
+    /// Works until the shutdown begins.
+    pub async fn run(mut self, shutdown: Shutdown) {
+        let mut ticks = tokio::time::interval(FORGET_EVERY.min(self.ids.max(Duration::from_secs(1))));
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.begun() => return,
+                _ = ticks.tick() => {}
+            }
+            if let Err(error) = self.pass(&shutdown).await {
+                tracing::warn!(%error, "old ids of the spool were not forgotten; that is tried again");
+            }
+        }
+    }
+
+    async fn pass(&mut self, shutdown: &Shutdown) -> Result<(), embedded::Error> {
+        let now = self.clock.now();
+        let kept = i64::try_from(self.ids.as_micros()).unwrap_or(i64::MAX);
+        let horizon = Timestamp::from_micros(now.as_micros().saturating_sub(kept));
+        self.ledger.note_floors(now, horizon, FORGET_EVERY.min(self.ids / 2)).await?;
+        for topic in self.topics.clone() {
+            let mut after = None;
+            while !shutdown.has_begun() {
+                let Some((finished, last)) = self.page(&topic, after, horizon).await? else { break };
+                after = Some(last);
+                if !finished.is_empty() {
+                    self.ledger.fold(finished, horizon).await?;
+                    self.ledger.fold_done().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next page of ids that may be forgotten, read beside the runtime's threads.
+    async fn page(
+        &mut self,
+        topic: &str,
+        after: Option<MessageId>,
+        horizon: Timestamp,
+    ) -> Result<Option<(Vec<Finished>, MessageId)>, embedded::Error> {
+        let Some(reader) = self.reader.take() else { return Ok(None) };
+        let topic = topic.to_owned();
+        let read = move || {
+            let page = reader.candidates(&topic, (after, MessageId::from_bytes([0xff; 16])), horizon, STEP);
+            (reader, page)
+        };
+        // A read that panicked has said so; it ends the forgetting and harms no message.
+        let Ok((reader, page)) = tokio::task::spawn_blocking(read).await else { return Ok(None) };
+        self.reader = Some(reader);
+        let page = page?;
+        let Some(last) = page.last else { return Ok(None) };
+        let finished = page.candidates.into_iter().map(|candidate| Finished { candidate, stored: Vec::new() });
+        Ok(Some((finished.collect(), last)))
+    }
+}
