@@ -71,7 +71,8 @@ impl Google {
         // Whoever was first has installed the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let emulators = Emulators::from_environment()?;
-        let named = || ["GOOGLE_CLOUD_PROJECT", "PUBSUB_PROJECT_ID"].iter().find_map(|name| std::env::var(name).ok());
+        let named =
+            || ["GOOGLE_CLOUD_PROJECT", "PUBSUB_PROJECT_ID"].iter().find_map(|name| std::env::var(name).ok());
         let project = config.project.clone().or_else(named).filter(|project| !project.trim().is_empty());
         let project = match project {
             Some(project) => project.trim().to_owned(),
@@ -137,7 +138,8 @@ impl Google {
 
 /// The credentials in a JSON file as Google hands it out, told by its `type`.
 fn service_credentials(path: &Path) -> Result<Credentials, ConnectError> {
-    let unusable = |error: &dyn std::fmt::Display| wrong(format!("google.credentials, {}: {error}", path.display()));
+    let unusable =
+        |error: &dyn std::fmt::Display| wrong(format!("google.credentials, {}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| unusable(&error))?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| unusable(&error))?;
     let built = match json.get("type").and_then(serde_json::Value::as_str) {
@@ -164,7 +166,8 @@ async fn project_of_this_machine() -> Result<String, ConnectError> {
     let client = client.map_err(|error| unknown(error.to_string()))?;
     let answer = client.get(METADATA_PROJECT).header("Metadata-Flavor", "Google").send().await;
     let answer = answer.and_then(reqwest::Response::error_for_status);
-    let answer = answer.map_err(|_| unknown("and this machine is none of Google's that would know".to_owned()))?;
+    let answer =
+        answer.map_err(|_| unknown("and this machine is none of Google's that would know".to_owned()))?;
     let project = answer.text().await.map_err(|error| unknown(error.to_string()))?;
     if project.trim().is_empty() {
         return Err(unknown("the machine's answer was empty".to_owned()));

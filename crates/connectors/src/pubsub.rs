@@ -44,7 +44,11 @@ impl PubSubBus {
     ///
     /// # Errors
     /// When something is missing and cannot be created.
-    pub async fn create(&self, topics: &[&str], subscribed: Option<(&str, &str)>) -> Result<(), ConnectError> {
+    pub async fn create(
+        &self,
+        topics: &[&str],
+        subscribed: Option<(&str, &str)>,
+    ) -> Result<(), ConnectError> {
         if !self.config.create {
             return Ok(());
         }

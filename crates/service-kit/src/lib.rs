@@ -33,12 +33,14 @@
 
 pub mod admin;
 pub mod config;
+mod opening;
 pub mod program;
 mod run;
 mod sections;
 mod signals;
 pub mod telemetry;
 
+pub use opening::open_when_possible;
 pub use run::{Exit, Failure, Outcome, Tasks};
 pub use sections::{HttpConfig, OtherSection, ShutdownConfig};
 pub use signals::{Signal, Signals};

@@ -4,9 +4,7 @@
 //! arguments ─► configuration, checked ─► telemetry ─► admin server ─► Service::start ─► until a signal ─► drain ─► close
 //! ```
 
-use crate::config::{
-    ConfigErrors, Loaded, Override, Problem, Source, load, print_config,
-};
+use crate::config::{ConfigErrors, Loaded, Override, Problem, Source, load, print_config};
 use crate::sections::{HttpConfig, ShutdownConfig};
 use crate::telemetry::{self, LogSettings, Verbosity};
 use crate::{Exit, Outcome, Signals, Tasks, admin};
@@ -83,11 +81,14 @@ pub struct Program {
 }
 
 #[derive(Debug, Parser)]
-#[command(disable_help_subcommand = true, after_help = "\
+#[command(
+    disable_help_subcommand = true,
+    after_help = "\
 Exit codes: 0 stopped in good order, 1 failed, 2 wrong usage or configuration.
 
 SIGTERM and Ctrl-C take nothing more and finish what is in flight within shutdown.drain; a second one stops at once.
-What is not finished is delivered again: nothing acknowledged is lost either way.")]
+What is not finished is delivered again: nothing acknowledged is lost either way."
+)]
 struct Cli {
     /// Configuration file; sections of other services in it are left to them
     #[arg(long, global = true, value_name = "FILE", env = "MILLSTREAM_CONFIG", hide_env_values = true)]
@@ -148,7 +149,8 @@ impl From<ConfigErrors> for Stop {
 /// Runs `S` as the process's program.
 #[must_use]
 pub fn run<S: Service>() -> Exit {
-    let matches = Cli::command().name(S::NAME).about(S::ABOUT).version(env!("CARGO_PKG_VERSION")).get_matches();
+    let matches =
+        Cli::command().name(S::NAME).about(S::ABOUT).version(env!("CARGO_PKG_VERSION")).get_matches();
     let done = Cli::from_arg_matches(&matches).map_err(|error| error.exit()).map(|cli| carry_out::<S>(&cli));
     match done {
         Ok(Ok(exit)) => exit,
@@ -246,7 +248,9 @@ fn conclude(name: &str, outcome: &Outcome, closed: Result<(), String>) -> Exit {
         say(&format!("{name}: {failure}"));
     }
     if let Some(reason) = &outcome.cut_short {
-        say(&format!("{name}: stopped before everything in flight was finished ({reason}); it is delivered again"));
+        say(&format!(
+            "{name}: stopped before everything in flight was finished ({reason}); it is delivered again"
+        ));
     }
     match closed {
         Ok(()) => outcome.exit(),

@@ -2,6 +2,12 @@
 
 mod app;
 mod config;
+#[cfg(feature = "google")]
+pub mod google;
+#[cfg(feature = "google")]
+mod program;
 
 pub use app::{Parts, Plan, STAGE, Warehouse};
-pub use config::{BatchConfig, WarehouseConfig};
+pub use config::{BatchConfig, BigQueryConfig, DriftConfig, WarehouseConfig, WarehouseKind, WriteModeConfig};
+#[cfg(feature = "google")]
+pub use program::BigQueryProgram;

@@ -1,6 +1,6 @@
 //! Configuration → running parts: bus consumer → archive key → groups by key → object store.
 
-use crate::ArchiveConfig;
+use crate::{ArchiveConfig, ArchiveKind};
 use ::icestore::{
     ArchiveProcessor, ArchiveSettings, ArchiveTransformer, KeyConfig, LocationSources, ObjectStore, Prefix,
 };
@@ -39,6 +39,7 @@ pub struct Parts {
 #[derive(Clone, Debug)]
 pub struct Plan {
     config: ArchiveConfig,
+    prefix: Prefix,
     locations: LocationSources,
 }
 
@@ -55,8 +56,17 @@ impl Plan {
                 "must be more than 0; every message would be an object".to_owned(),
             ));
         }
+        let prefix = match config.kind {
+            ArchiveKind::Folder => Prefix::default(),
+            ArchiveKind::CloudStorage => Prefix::parse(&config.google.prefix).unwrap_or_else(|error| {
+                mistakes.push(("google.prefix".to_owned(), error.to_string()));
+                Prefix::default()
+            }),
+        };
         match LocationSources::new(&KeyConfig { location: config.location.clone() }) {
-            Ok(locations) if mistakes.is_empty() => return Ok(Self { config: config.clone(), locations }),
+            Ok(locations) if mistakes.is_empty() => {
+                return Ok(Self { config: config.clone(), prefix, locations });
+            }
             Ok(_) => {}
             Err(problems) => {
                 mistakes
@@ -89,7 +99,7 @@ impl Plan {
             ..ServiceOptions::new(STAGE)
         };
         let settings =
-            ArchiveSettings { prefix: Prefix::default(), form: config.line, compression: config.compression };
+            ArchiveSettings { prefix: self.prefix, form: config.line, compression: config.compression };
         let processor = ArchiveProcessor::new(parts.store, settings, parts.clock);
         let transformer = ArchiveTransformer::new(self.locations);
         BatchingService::new(options, limits, parts.consumer, transformer, processor)

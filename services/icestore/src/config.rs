@@ -76,10 +76,13 @@ pub struct CloudStorageConfig {
     pub prefix: String,
     /// Creates a bucket that is not there. It needs more rights than writing objects.
     pub create_bucket: bool,
+    /// Region in which the bucket is created; the service's default without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
     /// How long one upload may take.
     pub timeout: Duration,
-    /// How far back objects are looked at for ids that are delivered again after a restart or to another replica.
-    /// Longer than any lease.
+    /// Objects stored longer ago than this are not looked into for messages that come again. Longer than the
+    /// subscription keeps what is not acknowledged.
     pub recall: Duration,
 }
 
@@ -89,8 +92,9 @@ impl Default for CloudStorageConfig {
             bucket: String::new(),
             prefix: String::new(),
             create_bucket: false,
-            timeout: Duration::from_mins(2),
-            recall: Duration::from_mins(90),
+            location: None,
+            timeout: Duration::from_mins(1),
+            recall: Duration::from_hours(7 * 24),
         }
     }
 }

@@ -87,7 +87,8 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
             }
             None => direct,
         };
-        let publisher = ledger.as_ref().map_or_else(|| Arc::clone(&first), |ledger| ledger.record(Arc::clone(&first)));
+        let publisher =
+            ledger.as_ref().map_or_else(|| Arc::clone(&first), |ledger| ledger.record(Arc::clone(&first)));
         publishers.insert(topic.clone(), publisher);
     }
     if let Some(spool) = &spool {
@@ -97,13 +98,10 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
             Ok::<_, std::convert::Infallible>(())
         });
     }
-    let (consumer, endpoint) = source(&config.ingestion, spool.as_deref(), ids, clock, &program.health).await?;
-    let parts = Parts {
-        consumer,
-        publishers,
-        dead_letters: bus.dead_letters(),
-        health: program.health.stage(STAGE),
-    };
+    let (consumer, endpoint) =
+        source(&config.ingestion, spool.as_deref(), ids, clock, &program.health).await?;
+    let parts =
+        Parts { consumer, publishers, dead_letters: bus.dead_letters(), health: program.health.stage(STAGE) };
     let service = plan.build(parts).map_err(|mistakes| refused(&mistakes))?;
     let drain = config.shutdown.drain.get();
     let shutdown = program.shutdown.clone();

@@ -9,8 +9,7 @@ use embedded::bus::{Bus, BusOptions, BusReader, ConsumerOptions, Finished, IdLed
 use embedded::folder::DataFolder;
 use messagepipeline::{
     BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, Message, MessageId, Outcome,
-    PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth, Timestamp, TransformFn,
-    transform_fn,
+    PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth, Timestamp, TransformFn, transform_fn,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -78,7 +77,8 @@ impl Spool {
 
     async fn consumer(&self, topic: &str, limits: &BatchLimits) -> Result<BoxConsumer, ConnectError> {
         let topic = self.bus.topic(topic).await?;
-        let options = SubscriptionOptions { max_outstanding_bytes: limits.budget, ..SubscriptionOptions::default() };
+        let options =
+            SubscriptionOptions { max_outstanding_bytes: limits.budget, ..SubscriptionOptions::default() };
         let subscription = self.bus.subscription(&topic, FORWARD, options).await?;
         Ok(BoxConsumer::new(self.bus.consumer(&subscription, ConsumerOptions::default())))
     }
@@ -192,7 +192,8 @@ impl Forgetting {
         self.reader = Some(reader);
         let page = page?;
         let Some(last) = page.last else { return Ok(None) };
-        let finished = page.candidates.into_iter().map(|candidate| Finished { candidate, stored: Vec::new() });
+        let finished =
+            page.candidates.into_iter().map(|candidate| Finished { candidate, stored: Vec::new() });
         Ok(Some((finished.collect(), last)))
     }
 }
