@@ -61,7 +61,7 @@ impl Admin {
                 continue;
             };
             self.check(&table)?;
-            let fields = table.schema.fields.iter().map(|field| Field::deserialize(field));
+            let fields = table.schema.fields.iter().map(Field::deserialize);
             let unreadable = |error| Error::Unavailable { call: READ, message: format!("{error}") };
             let fields: Vec<Field> = fields.collect::<Result<_, _>>().map_err(unreadable)?;
             let fitting = fit(&self.columns, &fields, self.options.drift, &self.options.table_name())?;
