@@ -23,6 +23,15 @@ impl<V> Fetched<V> {
     }
 }
 
+/// What a source of truth says about its changes, to those who keep its answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This key was added, changed or removed.
+    Key(String),
+    /// Any key may have been.
+    All,
+}
+
 /// What a fetcher says about one key.
 pub type FetchResult<V> = Result<Fetched<V>, FetchError>;
 

@@ -19,7 +19,7 @@ mod lru;
 mod presence;
 
 pub use error::{FetchError, ZeroSize};
-pub use fetcher::{FetchResult, Fetched, Fetcher, fetch_one};
+pub use fetcher::{Change, FetchResult, Fetched, Fetcher, fetch_one};
 pub use layered::{Layered, Store};
 pub use lru::{Ages, Lru};
 pub use presence::{MemoryPresence, PresenceCache};
