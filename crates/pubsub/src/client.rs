@@ -168,7 +168,11 @@ impl Resource {
         let parts: Vec<&str> = self.full.split('/').collect();
         let why = match parts[..] {
             ["projects", project, kind, name] if kind.strip_suffix('s') == Some(self.kind) => {
-                if project.is_empty() { Some("the project is missing".to_owned()) } else { name_mistake(name) }
+                if project.is_empty() {
+                    Some("the project is missing".to_owned())
+                } else {
+                    name_mistake(name)
+                }
             }
             _ => Some(format!("a full name has the form projects/PROJECT/{}s/NAME", self.kind)),
         };
@@ -206,7 +210,9 @@ mod tests {
             let resource = Resource { kind: "topic", full: full(good) };
             assert_eq!(resource.checked().unwrap(), resource.full());
         }
-        for bad in ["ab", "1raw", "google", "a/b", "räw", "projects/p/subscriptions/raw", "projects//topics/raw"] {
+        for bad in
+            ["ab", "1raw", "google", "a/b", "räw", "projects/p/subscriptions/raw", "projects//topics/raw"]
+        {
             let error = Resource { kind: "topic", full: full(bad) }.checked().unwrap_err();
             assert_eq!(error.class(), messagepipeline::ErrorClass::Configuration, "{bad}");
         }

@@ -130,7 +130,12 @@ impl PubSubConsumer {
     /// Ends the streams, gives back what has no verdict, and waits until the rest has reached the service.
     async fn finish(&mut self) -> Result<(), PubSubError> {
         let until = Instant::now() + self.options.close_deadline;
-        let late = || PubSubError::VerdictsLost(format!("{} did not take all verdicts in time", self.subscription.full()));
+        let late = || {
+            PubSubError::VerdictsLost(format!(
+                "{} did not take all verdicts in time",
+                self.subscription.full()
+            ))
+        };
         self.closing.cancel();
         self.shared.give_back();
         for task in &mut self.tasks {

@@ -28,7 +28,9 @@ pub enum PubSubError {
         resource: String,
     },
     /// The credentials lack a right.
-    #[error("the credentials may not use {resource} ({message}); publishing needs roles/pubsub.publisher on the topic, consuming roles/pubsub.subscriber on the subscription")]
+    #[error(
+        "the credentials may not use {resource} ({message}); publishing needs roles/pubsub.publisher on the topic, consuming roles/pubsub.subscriber on the subscription"
+    )]
     Denied {
         /// The topic or subscription.
         resource: String,

@@ -108,7 +108,9 @@ impl LetterReader {
             match timeout(quiet, incoming.recv()).await {
                 Err(_) => break Ok(true),
                 Ok(Some(Ok((message, handler)))) => shown.take(from_vendor(message), handler, &mut show),
-                Ok(Some(Err(error))) => break Err(PubSubError::from_vendor(self.subscription.full(), &error)),
+                Ok(Some(Err(error))) => {
+                    break Err(PubSubError::from_vendor(self.subscription.full(), &error));
+                }
                 Ok(None) => break Err(PubSubError::Closed),
             }
         };

@@ -193,7 +193,9 @@ impl Inner {
             let sent = part.iter().map(|at| Ok(vendor.publish(self.encode(&messages[*at])?))).collect();
             let answers = self.answers(&self.alone, sent).await;
             for (at, answer) in part.iter().zip(answers) {
-                if answer.is_err() && let Some(key) = self.key(&messages[*at].0) {
+                if answer.is_err()
+                    && let Some(key) = self.key(&messages[*at].0)
+                {
                     vendor.resume_publish(key);
                 }
                 outcomes[*at] = answer;

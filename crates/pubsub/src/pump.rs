@@ -157,7 +157,8 @@ impl Pump {
 
     fn backoff(&self) -> Backoff {
         let (base, max) = REOPEN;
-        RetryPolicy { base, max, factor: 2, seed: self.options.seed, ..RetryPolicy::default() }.backoff(self.number)
+        RetryPolicy { base, max, factor: 2, seed: self.options.seed, ..RetryPolicy::default() }
+            .backoff(self.number)
     }
 
     /// The bounds as one stream's share of them; the service keeps them, the emulator does not.

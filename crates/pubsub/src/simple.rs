@@ -53,7 +53,8 @@ impl SimplePublisher {
     /// [`PubSubError::Full`] when too much waits already; the message was not taken.
     pub fn publish(&self, payload: Bytes, attributes: &[(&str, &str)]) -> Result<(), PubSubError> {
         let full = PubSubError::Full(self.most);
-        let weight = payload.len() + attributes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        let weight =
+            payload.len() + attributes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
         let Some(share) = self.budget.try_take(1, weight) else { return Err(full) };
         let message = VendorMessage::new().set_data(payload).set_attributes(attributes.iter().copied());
         let Some(sender) = &self.sender else { return Err(PubSubError::Closed) };

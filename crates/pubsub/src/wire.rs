@@ -56,7 +56,8 @@ pub(crate) struct Encoded {
 impl Encoded {
     /// Bytes that its request takes, for limits.
     pub(crate) fn size(&self) -> usize {
-        let attributes: usize = self.attributes.iter().map(|(key, value)| key.len() + value.len() + FIELD).sum();
+        let attributes: usize =
+            self.attributes.iter().map(|(key, value)| key.len() + value.len() + FIELD).sum();
         self.data.len() + attributes + MAX_KEY + 4 * FIELD
     }
 }
@@ -126,9 +127,8 @@ fn set_all(attributes: &mut HashMap<String, String>, from: &Attributes, wire: Wi
 /// Whether an attribute can stand under its own name. Pub/Sub keeps names that begin with `goog` for itself.
 fn is_plain(key: &str, value: &str, wire: Wire) -> bool {
     let is_marker = key == CONTENT_TYPE && (wire == Wire::Json || value == DOCUMENT);
-    let is_reserved = key.starts_with(PREFIX) || key.as_bytes().get(..4).is_some_and(|start| {
-        start.eq_ignore_ascii_case(b"goog")
-    });
+    let is_reserved = key.starts_with(PREFIX)
+        || key.as_bytes().get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"goog"));
     !key.is_empty() && key.len() <= MAX_KEY - PIECE_ROOM && !key.contains(PIECE) && !is_reserved && !is_marker
 }
 

@@ -65,9 +65,9 @@ pub(super) fn read(data: &[u8]) -> Option<Read> {
         id: document.id.into_owned(),
         payload,
         publish_time,
-        enrichment: document.enrichment_data.map_or_else(Enrichment::none, |map| {
-            Enrichment::from_fields(map.into_owned())
-        }),
+        enrichment: document
+            .enrichment_data
+            .map_or_else(Enrichment::none, |map| Enrichment::from_fields(map.into_owned())),
         attributes,
     })
 }

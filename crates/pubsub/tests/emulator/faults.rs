@@ -1,0 +1,125 @@
+//! Connections that break, and an emulator that dies.
+
+use crate::proxy::Proxy;
+use crate::{SUBSCRIPTION, TOPIC, client, ids, messages, options};
+use messagepipeline::{BatchOutcome, Consumer, Message, Publisher, all_done};
+use pubsub::{Client, ConsumerOptions, PublisherOptions};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use testkit::servers::{PubSubEmulator, SubscriptionSettings};
+use tokio::time::timeout;
+
+/// Connections are cut whenever a further part of the messages has been acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_cut_in_mid_stream_lose_nothing() {
+    let test = "connections_cut_in_mid_stream_lose_nothing";
+    let Some(emulator) = PubSubEmulator::start(test) else { return };
+    let project = emulator.new_project();
+    project.create_topic(TOPIC);
+    project.create_subscription(SUBSCRIPTION, TOPIC, &SubscriptionSettings::default());
+    let proxy = Proxy::start(emulator.address()).await;
+    let client = client(&proxy.endpoint(), &project);
+    let published = messages(6_000);
+    let progress = Arc::new(AtomicUsize::new(0));
+    let publishing = tokio::spawn(publish_until_done(client.clone(), published.clone()));
+    let consuming = tokio::spawn(consume(client, published.len(), Arc::clone(&progress)));
+    let mut cuts = 0;
+    let mut next_cut = 500;
+    while !consuming.is_finished() {
+        if progress.load(Ordering::Relaxed) >= next_cut {
+            cuts += usize::from(proxy.cut() > 0);
+            next_cut += 1_000;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    timeout(Duration::from_secs(90), publishing).await.expect("publishing ends").unwrap();
+    let received = consuming.await.unwrap();
+    assert!(cuts >= 4, "only {cuts} cuts met open connections");
+    assert_eq!(received, published.iter().map(|message| message.id).collect());
+}
+
+/// The emulator forgets everything when it ends, so topic and subscription are made again; what was published and not
+/// acknowledged to the publisher is published again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_dies_and_comes_back_is_found_again_by_both_sides() {
+    let test = "a_service_that_dies_and_comes_back_is_found_again_by_both_sides";
+    let Some(mut emulator) = PubSubEmulator::start(test) else { return };
+    let project = emulator.new_project();
+    let make = || {
+        project.create_topic(TOPIC);
+        project.create_subscription(SUBSCRIPTION, TOPIC, &SubscriptionSettings::default());
+    };
+    make();
+    let client = client(&emulator.endpoint(), &project);
+    let (first, second) = (messages(200), messages(200));
+    let mut consumer = client.consumer(SUBSCRIPTION, options());
+    publish_until_done(client.clone(), first.clone()).await;
+    let received = take(&mut consumer, first.len(), &AtomicUsize::new(0)).await;
+    assert_eq!(received.len(), first.len());
+    emulator.kill();
+    let publishing = tokio::spawn(publish_until_done(client.clone(), second.clone()));
+    emulator.restart();
+    make();
+    timeout(Duration::from_secs(90), publishing).await.expect("publishing ends").unwrap();
+    let received = take(&mut consumer, second.len(), &AtomicUsize::new(0)).await;
+    let mut received: Vec<_> = received.into_iter().collect();
+    received.sort_unstable();
+    assert_eq!(received, ids(&second));
+}
+
+/// As a stage does: what has failed for now is published again.
+async fn publish_until_done(client: Client, messages: Vec<Message>) {
+    let publisher = client.publisher(TOPIC, PublisherOptions::default());
+    for part in messages.chunks(100) {
+        let mut left = part.to_vec();
+        while !left.is_empty() {
+            left = match publisher.publish(left.clone()).await {
+                BatchOutcome::Done => Vec::new(),
+                BatchOutcome::Failed(_) => left,
+                BatchOutcome::Each(results) => left
+                    .into_iter()
+                    .zip(results)
+                    .filter(|(_, result)| result.is_err())
+                    .map(|(m, _)| m)
+                    .collect(),
+            };
+            if !left.is_empty() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+    all_done(publisher.publish(Vec::new()).await).expect("nothing is done at once");
+}
+
+async fn consume(
+    client: Client,
+    count: usize,
+    progress: Arc<AtomicUsize>,
+) -> HashSet<messagepipeline::MessageId> {
+    let mut consumer = client.consumer(SUBSCRIPTION, ConsumerOptions { streams: 4, ..options() });
+    take(&mut consumer, count, &progress).await
+}
+
+async fn take(
+    consumer: &mut pubsub::PubSubConsumer,
+    count: usize,
+    progress: &AtomicUsize,
+) -> HashSet<messagepipeline::MessageId> {
+    let mut received = HashSet::new();
+    while received.len() < count {
+        let next = timeout(Duration::from_secs(90), consumer.next()).await;
+        let next = next.unwrap_or_else(|_| panic!("{} of {count} came", received.len()));
+        let Ok(chunk) = next else {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
+        };
+        for (message, ack) in chunk.expect("the source goes on").into_acks() {
+            received.insert(message.id);
+            ack.ack();
+        }
+        progress.store(received.len(), Ordering::Relaxed);
+    }
+    received
+}
