@@ -1,5 +1,6 @@
 //! The BigQuery emulator of <https://github.com/goccy/bigquery-emulator>.
 
+use std::net::{Ipv4Addr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,7 +13,7 @@ use super::{Server, http, left_out};
 
 /// The version that `tests/emulators/bigquery` pins and `tests/run` builds.
 const PROGRAM: &str = "bigquery-emulator-0.8.1";
-/// The one project it has.
+/// The project of an emulator that was asked for none.
 const PROJECT: &str = "test-project";
 
 /// A BigQuery emulator, which lives as long as this value. Of the service it has tables, queries, `insertAll` and the
@@ -20,6 +21,7 @@ const PROJECT: &str = "test-project";
 #[derive(Debug)]
 pub struct BigQueryEmulator {
     server: Server,
+    project: String,
 }
 
 impl BigQueryEmulator {
@@ -29,25 +31,35 @@ impl BigQueryEmulator {
     /// When it is there but does not start, or is required and not there.
     #[must_use]
     pub fn start(test: &str) -> Option<Self> {
+        Self::start_for(test, PROJECT)
+    }
+
+    /// As [`BigQueryEmulator::start`], for `project`; it has this one only.
+    ///
+    /// # Panics
+    /// As [`BigQueryEmulator::start`].
+    #[must_use]
+    pub fn start_for(test: &str, project: &str) -> Option<Self> {
         let program = program().filter(|file| file.is_file()).or_else(|| left_out(test, PROGRAM))?;
+        let (started, asked) = (project.to_owned(), project.to_owned());
         let description = Description {
             name: "the BigQuery emulator",
             ports: 2,
             command: Box::new(move |_folder, ports| {
                 let mut command = Command::new(&program);
-                command.args(["--project", PROJECT, "--host", "127.0.0.1"]);
+                command.args(["--project", &started, "--host", "127.0.0.1"]);
                 command.args(["--port", &ports[0].to_string(), "--grpc-port", &ports[1].to_string()]);
                 Ok(command)
             }),
-            ready: |ports| {
-                let path = format!("/bigquery/v2/projects/{PROJECT}/datasets");
+            ready: Box::new(move |ports| {
+                let path = format!("/bigquery/v2/projects/{asked}/datasets");
                 let answers =
                     http::request(ports[0], "GET", &path, None).is_ok_and(|answer| answer.status == 200);
-                answers && std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, ports[1])).is_ok()
-            },
+                answers && TcpStream::connect((Ipv4Addr::LOCALHOST, ports[1])).is_ok()
+            }),
         };
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Some(Self { server: Server::start(description, folder) })
+        Some(Self { server: Server::start(description, folder), project: project.to_owned() })
     }
 
     /// The emulator that all tests of this process share, started by the first; a dataset for each test keeps them apart.
@@ -62,8 +74,8 @@ impl BigQueryEmulator {
 
     /// The project, the only one it has.
     #[must_use]
-    pub fn project(&self) -> &'static str {
-        PROJECT
+    pub fn project(&self) -> &str {
+        &self.project
     }
 
     /// The REST interface (administration, queries, `insertAll`): `http://127.0.0.1:PORT`.
@@ -83,7 +95,7 @@ impl BigQueryEmulator {
     /// # Panics
     /// When it is refused.
     pub fn create_dataset(&self, dataset: &str) {
-        let reference = json!({"projectId": PROJECT, "datasetId": dataset});
+        let reference = json!({"projectId": self.project, "datasetId": dataset});
         self.call("POST", "/datasets", &json!({"datasetReference": reference}));
     }
 
@@ -92,7 +104,7 @@ impl BigQueryEmulator {
     /// # Panics
     /// When it is refused.
     pub fn create_table(&self, dataset: &str, table: &str, fields: &Value) {
-        let reference = json!({"projectId": PROJECT, "datasetId": dataset, "tableId": table});
+        let reference = json!({"projectId": self.project, "datasetId": dataset, "tableId": table});
         let body = json!({"tableReference": reference, "schema": {"fields": fields}});
         self.call("POST", &format!("/datasets/{dataset}/tables"), &body);
     }
@@ -103,7 +115,7 @@ impl BigQueryEmulator {
     /// When the emulator does not answer.
     #[must_use]
     pub fn table(&self, dataset: &str, table: &str) -> Option<Value> {
-        let path = format!("/bigquery/v2/projects/{PROJECT}/datasets/{dataset}/tables/{table}");
+        let path = format!("/bigquery/v2/projects/{}/datasets/{dataset}/tables/{table}", self.project);
         let answer = http::request(self.server.port(), "GET", &path, None).expect("the emulator answers");
         (answer.status == 200).then_some(answer.body)
     }
@@ -124,7 +136,7 @@ impl BigQueryEmulator {
     }
 
     fn call(&self, method: &str, path: &str, body: &Value) -> Value {
-        let path = format!("/bigquery/v2/projects/{PROJECT}{path}");
+        let path = format!("/bigquery/v2/projects/{}{path}", self.project);
         http::call(self.server.port(), method, &path, Some(body))
     }
 }

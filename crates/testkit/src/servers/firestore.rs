@@ -40,7 +40,9 @@ impl FirestoreEmulator {
                 command.args(["--host=127.0.0.1", &format!("--port={}", ports[0])]);
                 Ok(command)
             }),
-            ready: |ports| http::request(ports[0], "GET", "/", None).is_ok_and(|answer| answer.status == 200),
+            ready: Box::new(|ports| {
+                http::request(ports[0], "GET", "/", None).is_ok_and(|answer| answer.status == 200)
+            }),
         };
         let folder = tempfile::tempdir().expect("a temporary folder");
         Some(Self { server: Server::start(description, folder) })

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 pub use self::bigquery::BigQueryEmulator;
 pub use self::firestore::FirestoreEmulator;
 pub use self::mosquitto::Mosquitto;
-pub use self::pubsub::{PubSubEmulator, PubSubProject, Pulled, SubscriptionSettings};
+pub use self::pubsub::{PubSubEmulator, PubSubProject, Publication, Pulled, SubscriptionSettings};
 pub use self::redis::Redis;
 pub use self::server::Server;
 

@@ -45,7 +45,7 @@ impl Mosquitto {
                 command.arg("-c").arg(&file);
                 Ok(command)
             }),
-            ready: |ports| TcpStream::connect((Ipv4Addr::LOCALHOST, ports[0])).is_ok(),
+            ready: Box::new(|ports| TcpStream::connect((Ipv4Addr::LOCALHOST, ports[0])).is_ok()),
         };
         Some(Self { server: Server::start(description, folder) })
     }

@@ -39,7 +39,9 @@ impl PubSubEmulator {
                 command.args(["--host=127.0.0.1", &format!("--port={}", ports[0])]);
                 Ok(command)
             }),
-            ready: |ports| http::request(ports[0], "GET", "/", None).is_ok_and(|answer| answer.status == 200),
+            ready: Box::new(|ports| {
+                http::request(ports[0], "GET", "/", None).is_ok_and(|answer| answer.status == 200)
+            }),
         };
         let folder = tempfile::tempdir().expect("a temporary folder");
         Some(Self { server: Server::start(description, folder), projects: AtomicU32::new(0) })
@@ -117,6 +119,9 @@ impl Default for SubscriptionSettings {
         }
     }
 }
+
+/// A message to publish: payload and attributes.
+pub type Publication<'a> = (&'a [u8], &'a [(&'a str, &'a str)]);
 
 /// A message as it was pulled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,8 +217,8 @@ impl PubSubProject {
     ///
     /// # Panics
     /// When they cannot be published; at most 1,000 at once.
-    pub fn publish(&self, topic: &str, messages: &[(&[u8], &[(&str, &str)])]) -> Vec<String> {
-        let message = |(data, attributes): &(&[u8], &[(&str, &str)])| {
+    pub fn publish(&self, topic: &str, messages: &[Publication<'_>]) -> Vec<String> {
+        let message = |(data, attributes): &Publication<'_>| {
             let attributes: BTreeMap<&str, &str> = attributes.iter().copied().collect();
             json!({"data": base64_simd::STANDARD.encode_to_string(data), "attributes": attributes})
         };

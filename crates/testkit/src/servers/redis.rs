@@ -46,7 +46,7 @@ impl Redis {
                 Ok(command)
             }),
             // Any answer will do: with a password it refuses.
-            ready: |ports| call(ports[0], &["PING"]).is_ok(),
+            ready: Box::new(|ports| call(ports[0], &["PING"]).is_ok()),
         };
         let folder = tempfile::tempdir().expect("a temporary folder");
         Some(Self { server: Server::start(description, folder) })

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use super::process::Process;
@@ -17,12 +17,15 @@ const STARTS: usize = 5;
 /// What a command is made for: the server's folder and its ports.
 pub(super) type MakeCommand = Box<dyn Fn(&Path, &[u16]) -> io::Result<Command> + Send + Sync>;
 
+/// Whether a server answers on its ports.
+pub(super) type IsReady = Box<dyn Fn(&[u16]) -> bool + Send + Sync>;
+
 /// How a server is started, and what it looks like when it is ready.
 pub(super) struct Description {
     pub(super) name: &'static str,
     pub(super) ports: usize,
     pub(super) command: MakeCommand,
-    pub(super) ready: fn(&[u16]) -> bool,
+    pub(super) ready: IsReady,
 }
 
 /// A server on loopback ports with a folder of its own, which runs as long as this value.
@@ -52,13 +55,15 @@ impl Server {
         let mut server = Self { description, folder, ports: Vec::new(), process: None };
         for _ in 0..STARTS {
             server.ports = free_ports(server.description.ports);
-            if server.launch().is_ok() {
-                return server;
+            match server.launch() {
+                Ok(()) => return server,
+                Err(Failed::Ended(_)) => {}
+                Err(failed) => {
+                    panic!("{}; the end of its log:\n{}", server.what(&failed), server.end_of_log())
+                }
             }
         }
-        let name = server.description.name;
-        let log = std::fs::read_to_string(server.log()).unwrap_or_default();
-        panic!("{name} does not start; its log:\n{log}");
+        panic!("{} ends at once; the end of its log:\n{}", server.description.name, server.end_of_log());
     }
 
     /// The port it listens on, the same after a restart.
@@ -118,8 +123,9 @@ impl Server {
     /// When it does not start.
     pub fn restart(&mut self) {
         self.stop();
-        let name = self.description.name;
-        self.launch().unwrap_or_else(|error| panic!("{name} does not start again: {error}"));
+        if let Err(failed) = self.launch() {
+            panic!("{}; the end of its log:\n{}", self.what(&failed), self.end_of_log());
+        }
     }
 
     /// Stops its process in mid-air (SIGSTOP): connections stay open and nothing answers.
@@ -142,27 +148,53 @@ impl Server {
         self.process.as_ref().expect("a server that runs")
     }
 
-    fn launch(&mut self) -> io::Result<()> {
-        let name = self.description.name;
-        let log = std::fs::File::options().create(true).append(true).open(self.log())?;
-        let mut command = (self.description.command)(self.folder.path(), &self.ports)?;
-        command.stdout(log.try_clone()?).stderr(log);
-        let mut process = Process::spawn(&mut command)?;
+    fn launch(&mut self) -> Result<(), Failed> {
+        let mut command = self.command().map_err(Failed::Command)?;
+        let mut process = Process::spawn(&mut command).map_err(Failed::Command)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = process.ended()? {
-                return Err(io::Error::other(format!("{name} ended: {status}")));
+            if let Some(status) = process.ended().map_err(Failed::Command)? {
+                return Err(Failed::Ended(status));
             }
             if (self.description.ready)(&self.ports) {
                 self.process = Some(process);
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(io::Error::other(format!("{name} does not answer")));
+                return Err(Failed::Silent);
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
+
+    fn command(&self) -> io::Result<Command> {
+        let log = std::fs::File::options().create(true).append(true).open(self.log())?;
+        let mut command = (self.description.command)(self.folder.path(), &self.ports)?;
+        command.stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    }
+
+    fn what(&self, failed: &Failed) -> String {
+        let name = self.description.name;
+        match failed {
+            Failed::Command(error) => format!("{name} cannot be started: {error}"),
+            Failed::Ended(status) => format!("{name} ended at its start: {status}"),
+            Failed::Silent => format!("{name} does not answer within {} s", PATIENCE.as_secs()),
+        }
+    }
+
+    fn end_of_log(&self) -> String {
+        let log = std::fs::read(self.log()).unwrap_or_default();
+        String::from_utf8_lossy(&log[log.len().saturating_sub(2_000)..]).into_owned()
+    }
+}
+
+/// Why a server did not start.
+enum Failed {
+    Command(io::Error),
+    /// It may have found that somebody took its port.
+    Ended(ExitStatus),
+    Silent,
 }
 
 /// Ports that nobody listens on at this moment.
