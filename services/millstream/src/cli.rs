@@ -247,6 +247,13 @@ pub struct BooksArgs {
     /// Also read every archive object and compare its lines with the index
     #[arg(long)]
     pub deep: bool,
+    /// With `bus.kind: pubsub`: a folder with ledgers of ingestion, once for each replica [default: ledger below the data
+    /// folder]
+    #[arg(long, value_name = "DIR")]
+    pub ledger: Vec<PathBuf>,
+    /// With `bus.kind: pubsub`: younger messages that a sink has not yet are on their way and not missing
+    #[arg(long, value_name = "AGE", default_value = "10m")]
+    pub pending_age: String,
 }
 
 /// `millstream dead-letters …`.

@@ -3,7 +3,7 @@
 use crate::check::check;
 use crate::cli::{Common, LogFormat};
 use bigquery_service::WarehouseConfig;
-use connectors::BusConfig;
+use connectors::{BusConfig, GoogleConfig};
 use enrichment_service::EnrichmentConfig;
 use icestore_service::ArchiveConfig;
 use ingestion_service::IngestionConfig;
@@ -31,6 +31,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// How the program stops.
     pub shutdown: ShutdownConfig,
+    /// Google Cloud, for the parts that stand there.
+    pub google: GoogleConfig,
     /// The bus between the services.
     pub bus: BusConfig,
     /// MQTT in.
@@ -52,6 +54,7 @@ impl Default for Config {
             log: LogSettings::default(),
             http: HttpConfig::default(),
             shutdown: ShutdownConfig::default(),
+            google: GoogleConfig::default(),
             bus: BusConfig::default(),
             ingestion: IngestionConfig::default(),
             enrichment: EnrichmentConfig::default(),

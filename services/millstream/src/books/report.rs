@@ -14,6 +14,8 @@ pub struct Report {
     pub folded: Option<FoldedLine>,
     /// The topics, `raw` first; forgotten ids included.
     pub topics: Vec<TopicLine>,
+    /// What ingestion has published by its own ledger, where the bus keeps no history.
+    pub ledger: Option<LedgerLine>,
     /// The stages in the order of the path.
     pub stages: Vec<StageLine>,
     /// The warehouse.
@@ -56,10 +58,30 @@ impl FoldedLine {
 pub struct TopicLine {
     /// Its name.
     pub name: String,
-    /// Distinct messages published.
-    pub published: u64,
+    /// Distinct messages published; `null` where the bus keeps no history.
+    pub published: Option<u64>,
     /// Digest over their ids: count and sum of fingerprints.
+    pub digest: Option<String>,
+}
+
+impl TopicLine {
+    /// A topic whose bus keeps no history.
+    #[cfg(feature = "google")]
+    pub(super) fn unknown(name: &str) -> Self {
+        Self { name: name.to_owned(), published: None, digest: None }
+    }
+}
+
+/// The ledger of ids that ingestion writes.
+#[derive(Debug, Clone, Serialize)]
+pub struct LedgerLine {
+    /// Distinct ids in it.
+    pub ids: u64,
+    /// Digest over them.
     pub digest: String,
+    /// Ids that a sink holds and the ledger does not: published by a process that died before it noted them, so that
+    /// their devices have no acknowledgement.
+    pub beyond: u64,
 }
 
 /// One stage.
@@ -91,6 +113,8 @@ pub struct WarehouseLine {
     pub rows: u64,
     /// Digest over their ids.
     pub digest: String,
+    /// Further rows with an id that has one already.
+    pub copies: u64,
     /// Rows that retention has removed.
     pub removed: u64,
 }
@@ -106,6 +130,8 @@ pub struct ArchiveLine {
     pub lines: u64,
     /// Digest over their ids.
     pub digest: String,
+    /// Further lines with an id that has one already.
+    pub copies: u64,
     /// Objects that retention has removed.
     pub removed_objects: u64,
     /// Lines in those.
@@ -144,10 +170,15 @@ impl Report {
             text.push('\n');
         };
         for topic in &self.topics {
-            line(&[&format!(
-                "topic      {:<12}{:>12} messages   {}",
-                topic.name, topic.published, topic.digest
-            )]);
+            let (Some(published), Some(digest)) = (topic.published, &topic.digest) else { continue };
+            line(&[&format!("topic      {:<12}{published:>12} messages   {digest}", topic.name)]);
+        }
+        if let Some(ledger) = &self.ledger {
+            let beyond = match ledger.beyond {
+                0 => String::new(),
+                count => format!("; {count} more were published and not acknowledged"),
+            };
+            line(&[&format!("ledger     {:<12}{:>12} messages   {}{beyond}", "", ledger.ids, ledger.digest)]);
         }
         let warehouse = &self.warehouse;
         line(&[&format!(
@@ -157,6 +188,15 @@ impl Report {
         let archive = &self.archive;
         let objects = format!("{} objects", archive.objects);
         line(&[&format!("archive    {objects:<12}{:>12} lines      {}", archive.lines, archive.digest)]);
+        for (place, copies, what) in
+            [("warehouse", warehouse.copies, "rows"), ("archive", archive.copies, "lines")]
+        {
+            if copies > 0 {
+                line(&[&format!(
+                    "copies     {place:<12}{copies:>12} {what} of messages that have one already"
+                )]);
+            }
+        }
         if let Some(folded) = &self.folded {
             line(&[&format!(
                 "forgotten  {:<12}{:>12} messages   {} settled before {}",

@@ -176,12 +176,14 @@ impl<'f> Books<'f> {
             balanced: found.unaccounted_count == 0 && (running || unfinished == 0),
             folded: folded.horizon.map(|horizon| FoldedLine::new(horizon, folded.topic(RAW))),
             topics: topics(&found, &folded),
+            ledger: None,
             stages: self.stages(&found, &folded)?,
             warehouse: WarehouseLine {
                 path: self.folder.warehouse().display().to_string(),
                 table: self.table.clone(),
                 rows: rows.count,
                 digest: rows.to_string(),
+                copies: 0,
                 removed: removed_rows.count,
             },
             archive: ArchiveLine {
@@ -189,6 +191,7 @@ impl<'f> Books<'f> {
                 objects: archive.objects,
                 lines: archive.digest.count,
                 digest: archive.digest.to_string(),
+                copies: 0,
                 removed_objects: removed_objects.objects,
                 removed_lines: removed_objects.digest.count,
             },
@@ -255,7 +258,7 @@ impl<'f> Books<'f> {
 fn topics(found: &Reconciled, folded: &Folded) -> Vec<TopicLine> {
     let line = |name: &str, set| {
         let digest = found.digest(set) + folded.topic(name);
-        TopicLine { name: name.to_owned(), published: digest.count, digest: digest.to_string() }
+        TopicLine { name: name.to_owned(), published: Some(digest.count), digest: Some(digest.to_string()) }
     };
     vec![line(RAW, Set::Raw), line(ENRICHED, Set::Enriched)]
 }

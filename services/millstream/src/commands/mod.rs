@@ -65,3 +65,12 @@ fn stored(common: &Common) -> Result<(Config, DataFolder), Failure> {
     let folder = DataFolder::inspect(&config.data)?;
     Ok((config, folder))
 }
+
+/// This program was built without what `key` asks for.
+#[cfg(not(feature = "google"))]
+fn without_google(key: &str) -> Failure {
+    Failure::usage(format!(
+        "{key} needs Google Cloud, and this program was built without it: build it with `cargo build --release \
+         --features google`"
+    ))
+}

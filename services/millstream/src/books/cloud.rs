@@ -1,0 +1,284 @@
+//! The books of services that run on Google Cloud.
+//!
+//! Pub/Sub keeps no history to read, so the sinks and the dead letters are compared with the ledger of ids that
+//! ingestion writes. An id that a sink holds and the ledger does not was published by an ingestion that died before
+//! it noted it, so its device has no acknowledgement; it counts as published, and both sinks must have it.
+//!
+//! Needs some 50 bytes of memory for each message.
+
+use super::reconcile::{Past, Reconciled, Set, Source, reconcile};
+use super::report::{
+    ArchiveLine, DeadLetterLine, LedgerLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine,
+};
+use crate::check::{ENRICHED, RAW};
+use bqstore::bigquery::BigQueryReader;
+use connectors::PubSubBus;
+use futures_util::{StreamExt, TryStreamExt};
+use icestore::gcs::GcsReader;
+use icestore::{NameRange, ObjectReader, decode_line, decompress};
+use messagepipeline::{Digest, ErrorClass, MessageId, StageError, Timestamp};
+use pubsub::Record;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+/// Objects read at a time.
+const READ_AT_ONCE: usize = 8;
+/// Dead letters and records of skips that are read, at most.
+const MAX_RECORDS: usize = 1_000_000;
+/// When no dead letter has come for so long, there are no more.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// What the cloud's stores hold.
+pub struct CloudBooks {
+    /// Ids that ingestion has published, sorted.
+    pub ledger: Vec<MessageId>,
+    /// The warehouse.
+    pub warehouse: BigQueryReader,
+    /// Its table, for people.
+    pub table: (String, String),
+    /// The archive.
+    pub archive: GcsReader,
+    /// The folder of the archive in its bucket.
+    pub prefix: String,
+    /// The bucket.
+    pub bucket: String,
+    /// Dead letters and skips.
+    pub bus: PubSubBus,
+    /// Messages received after this may still be on their way.
+    pub settled_before: Timestamp,
+}
+
+/// Ids in a store, sorted, with how many copies beyond the first there are.
+#[derive(Default)]
+struct Held {
+    ids: Vec<MessageId>,
+    copies: u64,
+}
+
+impl Held {
+    fn sort(&mut self) {
+        self.ids.sort_unstable();
+        let all = self.ids.len();
+        self.ids.dedup();
+        self.copies += (all - self.ids.len()) as u64;
+    }
+
+    fn has(&self, id: &MessageId) -> bool {
+        self.ids.binary_search(id).is_ok()
+    }
+}
+
+/// What was ended at each stage.
+#[derive(Default)]
+struct Ended {
+    ids: BTreeMap<String, Vec<MessageId>>,
+    letters: BTreeMap<(String, String), u64>,
+    skips: BTreeMap<String, u64>,
+    foreign: u64,
+}
+
+impl CloudBooks {
+    /// Reads everything and compares it.
+    ///
+    /// # Errors
+    /// When a store cannot be read.
+    pub async fn report(&self) -> Result<Report, StageError> {
+        let (rows, (lines, objects), ended) = tokio::try_join!(self.rows(), self.lines(), self.ended())?;
+        let mut published = self.ledger.clone();
+        published.extend(rows.ids.iter().chain(&lines.ids));
+        published.sort_unstable();
+        published.dedup();
+        let beyond = (published.len() - self.ledger.len()) as u64;
+        let found = self.compare(&published, &rows, &lines, &ended);
+        Ok(self.write(found, &rows, &lines, objects, &ended, beyond))
+    }
+
+    async fn rows(&self) -> Result<Held, StageError> {
+        let mut held = Held::default();
+        let mut pages = self.warehouse.ids().await.map_err(StageError::from)?;
+        while let Some(page) = pages.next_page().await.map_err(StageError::from)? {
+            for (id, count) in page {
+                held.ids.push(id);
+                held.copies += count.saturating_sub(1);
+            }
+        }
+        held.sort();
+        Ok(held)
+    }
+
+    async fn lines(&self) -> Result<(Held, u64), StageError> {
+        let range = NameRange { prefix: self.prefix.clone(), ..NameRange::default() };
+        let (mut held, mut objects, mut page) = (Held::default(), 0, None);
+        loop {
+            let listed = self.archive.list(&range, page).await?;
+            objects += listed.objects.len() as u64;
+            let reads =
+                listed.objects.into_iter().map(|object| async move { self.ids_in(&object.name).await });
+            let mut reads = futures_util::stream::iter(reads).buffer_unordered(READ_AT_ONCE);
+            while let Some(ids) = reads.try_next().await? {
+                held.ids.extend(ids);
+            }
+            page = listed.next;
+            if page.is_none() {
+                held.sort();
+                return Ok((held, objects));
+            }
+        }
+    }
+
+    async fn ids_in(&self, name: &str) -> Result<Vec<MessageId>, StageError> {
+        let bytes = self.archive.read(name).await?;
+        let (object, place) = (name.to_owned(), self.archive.place(name));
+        let ids = tokio::task::spawn_blocking(move || {
+            let lines = BufReader::new(decompress(&object, &bytes[..]).map_err(|error| error.to_string())?);
+            let mut ids = Vec::new();
+            for line in lines.split(b'\n') {
+                let line = line.map_err(|error| error.to_string())?;
+                ids.push(decode_line(&line).map_err(|error| error.to_string())?.id);
+            }
+            Ok::<_, String>(ids)
+        });
+        let damaged = |detail: String| {
+            StageError::new(ErrorClass::Permanent, "archive-damaged", format!("{place}: {detail}"))
+        };
+        ids.await.map_err(|error| damaged(error.to_string()))?.map_err(damaged)
+    }
+
+    async fn ended(&self) -> Result<Ended, StageError> {
+        let mut ended = Ended::default();
+        let reader = self.bus.letters();
+        let listing = reader.list(MAX_RECORDS, QUIET, |record| match record {
+            Record::Letter(letter) => {
+                ended.ids.entry(letter.stage.clone()).or_default().push(letter.message.id);
+                *ended.letters.entry((letter.stage, letter.reason)).or_default() += 1;
+            }
+            Record::Skip(skip) => {
+                ended.ids.entry(skip.stage.to_string()).or_default().push(skip.id);
+                *ended.skips.entry(skip.stage.into_owned()).or_default() += 1;
+            }
+            Record::Foreign(_) => ended.foreign += 1,
+        });
+        let listing = listing.await.map_err(StageError::from)?;
+        if !listing.is_complete {
+            let detail = format!("there are more than {MAX_RECORDS} dead letters; not all were read");
+            return Err(StageError::permanent("too-many-letters", detail));
+        }
+        for ids in ended.ids.values_mut() {
+            ids.sort_unstable();
+        }
+        Ok(ended)
+    }
+
+    fn compare(&self, published: &[MessageId], rows: &Held, lines: &Held, ended: &Ended) -> Reconciled {
+        let none = Vec::new();
+        let at = |stage: &str| ended.ids.get(stage).unwrap_or(&none).as_slice();
+        let lost_before = at(enrichment_service::STAGE);
+        // Pub/Sub does not say what is on the topic between; what was not ended before it must have passed it.
+        let enriched = published
+            .iter()
+            .filter(|id| lost_before.binary_search(id).is_err() || rows.has(id) || lines.has(id));
+        let young = |held: &'_ Held| -> Vec<MessageId> {
+            let recent = published.iter().filter(|id| self.may_be_on_its_way(id) && !held.has(id));
+            recent.copied().collect()
+        };
+        let sources = vec![
+            of(Set::Raw, published.to_vec()),
+            of(Set::Enriched, enriched.copied().collect()),
+            of(Set::Warehouse, rows.ids.clone()),
+            of(Set::Archive, lines.ids.clone()),
+            of(Set::EndedIngestion, at(ingestion_service::STAGE).to_vec()),
+            of(Set::EndedEnrichment, lost_before.to_vec()),
+            of(Set::EndedWarehouse, at(bigquery_service::STAGE).to_vec()),
+            of(Set::EndedArchive, at(icestore_service::STAGE).to_vec()),
+            of(Set::PendingWarehouse, young(rows)),
+            of(Set::PendingArchive, young(lines)),
+        ];
+        reconcile(sources, &Past::default()).unwrap_or_else(|never: Infallible| match never {})
+    }
+
+    fn may_be_on_its_way(&self, id: &MessageId) -> bool {
+        received(*id).is_some_and(|time| time >= self.settled_before)
+    }
+
+    fn write(
+        &self,
+        found: Reconciled,
+        rows: &Held,
+        lines: &Held,
+        objects: u64,
+        ended: &Ended,
+        beyond: u64,
+    ) -> Report {
+        let ledger: Digest = self.ledger.iter().collect();
+        let (stored, archived) = (found.digest(Set::Warehouse), found.digest(Set::Archive));
+        let pending =
+            [("bigquery", Set::PendingWarehouse), ("icestore", Set::PendingArchive)].map(|(stage, set)| {
+                PendingLine { place: format!("before {stage}"), count: found.digest(set).count }
+            });
+        let count = |stage: &str| ended.skips.get(stage).copied().unwrap_or_default();
+        let dead = |stage: &str| {
+            ended.letters.iter().filter(|((of, _), _)| of == stage).map(|(_, count)| count).sum::<u64>()
+        };
+        let stage = |name: &str, out: u64| {
+            let (skipped, dead_lettered) = (count(name), dead(name));
+            let input = out + skipped + dead_lettered;
+            StageLine { name: name.to_owned(), input, out, skipped, dead_lettered, redelivered: 0 }
+        };
+        let raw = found.digest(Set::Raw).count;
+        let letters = ended.letters.iter().map(|((stage, reason), count)| DeadLetterLine {
+            stage: stage.clone(),
+            reason: reason.clone(),
+            count: *count,
+            dropped: 0,
+        });
+        Report {
+            balanced: found.unaccounted_count == 0,
+            folded: None,
+            topics: [RAW, ENRICHED].map(|name| TopicLine::unknown(name)).into(),
+            ledger: Some(LedgerLine { ids: ledger.count, digest: ledger.to_string(), beyond }),
+            stages: vec![
+                stage(ingestion_service::STAGE, raw),
+                stage(enrichment_service::STAGE, found.digest(Set::Enriched).count),
+                stage(bigquery_service::STAGE, stored.count),
+                stage(icestore_service::STAGE, archived.count),
+            ],
+            warehouse: WarehouseLine {
+                path: self.table.0.clone(),
+                table: self.table.1.clone(),
+                rows: stored.count,
+                digest: stored.to_string(),
+                copies: rows.copies,
+                removed: 0,
+            },
+            archive: ArchiveLine {
+                path: format!("gs://{}/{}", self.bucket, self.prefix),
+                objects,
+                lines: archived.count,
+                digest: archived.to_string(),
+                copies: lines.copies,
+                removed_objects: 0,
+                removed_lines: 0,
+            },
+            dead_letters: letters.collect(),
+            pending: pending.to_vec(),
+            pending_messages: found.pending,
+            disagreements: found.disagreements,
+            unaccounted: found.unaccounted,
+            unaccounted_count: found.unaccounted_count,
+        }
+    }
+}
+
+fn of(set: Set, ids: Vec<MessageId>) -> Source<'static, Infallible> {
+    Source { set, ids: Box::new(ids.into_iter().map(Ok)) }
+}
+
+/// The time in an id of ours.
+fn received(id: MessageId) -> Option<Timestamp> {
+    let uuid = id.uuid();
+    let (seconds, nanos) = uuid.get_timestamp().filter(|_| uuid.get_version_num() == 7)?.to_unix();
+    let micros = seconds.checked_mul(1_000_000)?.checked_add(u64::from(nanos) / 1_000)?;
+    i64::try_from(micros).ok().map(Timestamp::from_micros)
+}

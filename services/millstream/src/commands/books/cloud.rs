@@ -1,0 +1,62 @@
+//! The books of services that run on Google Cloud.
+
+use crate::books::{CloudBooks, Report};
+use crate::cli::BooksArgs;
+use crate::config::Config;
+use crate::output::Failure;
+use connectors::{ConnectError, Google, PubSubBus};
+use ingestion_service::{LEDGER_FOLDER, read_ledgers};
+use messagepipeline::{Clock, MessageId, SystemClock, Timestamp};
+use service_kit::config::Duration;
+
+pub(super) fn report(config: &Config, arguments: &BooksArgs) -> Result<Report, Failure> {
+    let age: Duration = arguments
+        .pending_age
+        .parse()
+        .map_err(|error| Failure::usage(format!("--pending-age {:?}: {error}", arguments.pending_age)))?;
+    let ledger = ledger(config, arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let books = open(config, ledger, age).await.map_err(Failure::failed)?;
+        books.report().await.map_err(Failure::failed)
+    })
+}
+
+fn ledger(config: &Config, arguments: &BooksArgs) -> Result<Vec<MessageId>, Failure> {
+    let mut folders = arguments.ledger.clone();
+    if folders.is_empty() {
+        folders.push(config.data.join(LEDGER_FOLDER));
+    }
+    let mut ids = Vec::new();
+    for folder in &folders {
+        let read = read_ledgers(folder).map_err(|error| {
+            Failure::failed(format!(
+                "the ledger {}: {error}; name the folders that the replicas of ingestion write with --ledger",
+                folder.display()
+            ))
+        })?;
+        ids.extend(read);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+async fn open(config: &Config, ledger: Vec<MessageId>, age: Duration) -> Result<CloudBooks, ConnectError> {
+    let google = Google::new(&config.google).await?;
+    let archive = &config.icestore.google;
+    let age = i64::try_from(age.get().as_micros()).unwrap_or(i64::MAX);
+    Ok(CloudBooks {
+        ledger,
+        warehouse: bigquery_service::google::reader(&config.bigquery, &google)?,
+        table: (
+            format!("{}.{}", google.project(), config.bigquery.google.dataset),
+            config.bigquery.table.clone(),
+        ),
+        archive: icestore_service::google::reader(archive, &google).await?,
+        prefix: archive.prefix.trim_matches('/').to_owned(),
+        bucket: archive.bucket.clone(),
+        bus: PubSubBus::new(&google, &config.bus.pubsub)?,
+        settled_before: Timestamp::from_micros(SystemClock.now().as_micros().saturating_sub(age)),
+    })
+}
