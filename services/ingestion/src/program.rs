@@ -4,7 +4,7 @@ use crate::ledger::{LEDGER_FOLDER, Ledger};
 use crate::spool::Spool;
 use crate::{IngestionConfig, Parts, Plan, STAGE, broker_options, endpoint_options, run};
 use connectors::{ConnectError, File, Google, PubSubBus, Window, check_bus};
-use messagepipeline::{BoxConsumer, Clock, Health, IdGenerator, Publisher, SystemClock};
+use messagepipeline::{BoxConsumer, Clock, Health, IdGenerator, SystemClock};
 use mqttconverter::endpoint::EndpointHandle;
 use mqttconverter::routing::Mistake;
 use service_kit::config::{ConfigErrors, Loaded, Problem, pointer};

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The stage that takes messages from the spool to the bus.
-pub const FORWARD: &str = "forward";
+pub(crate) const FORWARD: &str = "forward";
 
 /// Ids in one step of forgetting; some milliseconds of the writer's time.
 const STEP: usize = 512;
@@ -26,11 +26,11 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// Takes messages as they are.
 type AsIs = TransformFn<fn(&Message) -> Outcome<Message>>;
 /// The service behind one topic of the spool.
-pub type Forward = BatchingService<BoxConsumer, AsIs, PublishProcessor>;
+pub(crate) type Forward = BatchingService<BoxConsumer, AsIs, PublishProcessor>;
 
 /// The open spool.
 #[derive(Debug)]
-pub struct Spool {
+pub(crate) struct Spool {
     folder: DataFolder,
     bus: Bus,
     ids: Duration,
@@ -43,7 +43,7 @@ impl Spool {
     ///
     /// # Errors
     /// When the folder is in use or its file cannot be used.
-    pub async fn open(
+    pub(crate) async fn open(
         data: &Path,
         config: &SpoolConfig,
         topics: &[String],
@@ -64,14 +64,14 @@ impl Spool {
     ///
     /// # Errors
     /// When the topic cannot be created.
-    pub async fn publisher(&self, topic: &str) -> Result<Arc<dyn Publisher>, ConnectError> {
+    pub(crate) async fn publisher(&self, topic: &str) -> Result<Arc<dyn Publisher>, ConnectError> {
         let topic = self.bus.topic(topic).await?;
         Ok(Arc::new(self.bus.publisher(&topic)))
     }
 
     /// Where the endpoint keeps its sessions.
     #[must_use]
-    pub fn sessions(&self) -> Arc<dyn mqttconverter::endpoint::SessionStore> {
+    pub(crate) fn sessions(&self) -> Arc<dyn mqttconverter::endpoint::SessionStore> {
         Arc::new(self.bus.sessions())
     }
 
@@ -87,7 +87,7 @@ impl Spool {
     ///
     /// # Errors
     /// When the topic cannot be read.
-    pub async fn forward(
+    pub(crate) async fn forward(
         &self,
         topic: &str,
         output: Arc<dyn Publisher>,
@@ -110,7 +110,7 @@ impl Spool {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn forgetting(&self) -> Result<Forgetting, ConnectError> {
+    pub(crate) fn forgetting(&self) -> Result<Forgetting, ConnectError> {
         Ok(Forgetting {
             reader: Some(BusReader::open(self.folder.bus())?),
             ledger: self.bus.id_ledger(),
@@ -124,14 +124,14 @@ impl Spool {
     ///
     /// # Errors
     /// When verdicts could not be stored; those messages go to the bus again, under the same ids.
-    pub async fn close(&self) -> Result<(), ConnectError> {
+    pub(crate) async fn close(&self) -> Result<(), ConnectError> {
         Ok(self.bus.close().await?)
     }
 }
 
 /// Forgets old ids, so that the file does not grow by each message for ever.
 #[derive(Debug)]
-pub struct Forgetting {
+pub(crate) struct Forgetting {
     reader: Option<BusReader>,
     ledger: IdLedger,
     topics: Vec<String>,
@@ -141,7 +141,7 @@ pub struct Forgetting {
 
 impl Forgetting {
     /// Works until the shutdown begins.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    pub(crate) async fn run(mut self, shutdown: Shutdown) {
         let mut ticks = tokio::time::interval(FORGET_EVERY.min(self.ids.max(Duration::from_secs(1))));
         loop {
             tokio::select! {
