@@ -33,18 +33,59 @@ impl Compression {
             Self::Zstd => "jsonl.zst",
         }
     }
+}
 
-    fn compress(self, lines: &[u8]) -> std::io::Result<Vec<u8>> {
-        match self {
-            Self::Gzip => {
+/// Bytes of lines that are handed to gzip at a time, so that the text of an object is never in memory as a whole.
+const PART: usize = 64 * 1024;
+
+/// Lines on their way into an object.
+struct Compressor {
+    text: Vec<u8>,
+    /// Bytes of lines that are in `gzip` already.
+    taken: usize,
+    /// Zstandard gets all lines at once: so it writes their size into the frame, and readers that decompress in one
+    /// piece need it.
+    gzip: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl Compressor {
+    /// For lines of about `weight` bytes.
+    fn new(compression: Compression, weight: usize) -> Self {
+        match compression {
+            Compression::Gzip => {
                 // Device messages shrink to about a sixth.
-                let buffer = Vec::with_capacity(lines.len() / 4 + 64);
-                let mut encoder = GzEncoder::new(buffer, flate2::Compression::new(GZIP_LEVEL));
-                encoder.write_all(lines)?;
-                encoder.finish()
+                let buffer = Vec::with_capacity(weight / 6 + 64);
+                let gzip = GzEncoder::new(buffer, flate2::Compression::new(GZIP_LEVEL));
+                Self { text: Vec::with_capacity(weight.min(PART + PART / 4)), taken: 0, gzip: Some(gzip) }
             }
-            Self::Zstd => zstd::bulk::compress(lines, ZSTD_LEVEL),
+            Compression::Zstd => Self { text: Vec::with_capacity(weight), taken: 0, gzip: None },
         }
+    }
+
+    /// A line more is in `text`.
+    fn line(&mut self) -> std::io::Result<()> {
+        match &mut self.gzip {
+            Some(gzip) if self.text.len() >= PART => {
+                gzip.write_all(&self.text)?;
+                self.taken += self.text.len();
+                self.text.clear();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The object's bytes, and how many those of its lines are.
+    fn finish(self) -> std::io::Result<(Vec<u8>, u64)> {
+        let uncompressed = (self.taken + self.text.len()) as u64;
+        let bytes = match self.gzip {
+            None => zstd::bulk::compress(&self.text, ZSTD_LEVEL)?,
+            Some(mut gzip) => {
+                gzip.write_all(&self.text)?;
+                gzip.finish()?
+            }
+        };
+        Ok((bytes, uncompressed))
     }
 }
 
@@ -124,25 +165,26 @@ impl ArchiveObject {
         archived_at: Timestamp,
     ) -> Result<Self, Error> {
         let weight: usize = messages.iter().map(|(message, _)| message.weight() + 128).sum();
-        let mut text = Vec::with_capacity(weight);
+        let failed = |source| Error::Compression { action: "compressing", source };
+        let mut compressor = Compressor::new(settings.compression, weight);
         let mut lines = Vec::with_capacity(messages.len());
         let mut digest = Digest::default();
         let (mut first, mut last) = (Timestamp::from_micros(i64::MAX), Timestamp::from_micros(i64::MIN));
         for (message, fingerprint) in messages {
-            encode_line(settings.form, message, key.as_str(), archived_at, &mut text);
-            text.push(b'\n');
+            encode_line(settings.form, message, key.as_str(), archived_at, &mut compressor.text);
+            compressor.text.push(b'\n');
+            compressor.line().map_err(failed)?;
             lines.push(LineRef { id: message.id, fingerprint: *fingerprint });
             digest.insert(&message.id);
             first = first.min(message.publish_time);
             last = last.max(message.publish_time);
         }
-        let bytes = settings.compression.compress(&text);
-        let bytes = bytes.map_err(|source| Error::Compression { action: "compressing", source })?;
+        let (bytes, uncompressed) = compressor.finish().map_err(failed)?;
         let id = lines.first().map_or(MessageId::from_bytes([0; 16]), |line| line.id);
         Ok(Self {
             name: ObjectName::new(&settings.prefix, key, &id, settings.compression.extension()),
             bytes: bytes.into(),
-            uncompressed: text.len() as u64,
+            uncompressed,
             lines,
             digest,
             first_received: first,
@@ -162,7 +204,8 @@ mod tests {
     #[test]
     fn an_object_holds_one_line_per_message_in_order_in_both_compressions() {
         let ids = IdGenerator::default();
-        let messages: Vec<_> = (0..500_i64)
+        // More than one part of text.
+        let messages: Vec<_> = (0..2_000_i64)
             .map(|n| (Message::new(ids.next_id(), format!("{{\"n\":{n}}}"), Timestamp::from_micros(n)), 0))
             .collect();
         for compression in [Compression::Gzip, Compression::Zstd] {
@@ -172,12 +215,12 @@ mod tests {
             let lines = std::io::BufReader::new(decompress(object.name.as_str(), &object.bytes[..]).unwrap())
                 .split(b'\n');
             let read: Vec<_> = lines.map(|line| decode_line(&line.unwrap()).unwrap()).collect();
-            assert_eq!(read.len(), 500);
+            assert_eq!(read.len(), 2_000);
             for (read, (message, _)) in read.iter().zip(&messages) {
                 assert_eq!((read.id, &read.payload), (message.id, &message.payload));
             }
             assert_eq!(object.digest, messages.iter().map(|(message, _)| &message.id).collect());
-            assert_eq!((object.first_received.as_micros(), object.last_received.as_micros()), (0, 499));
+            assert_eq!((object.first_received.as_micros(), object.last_received.as_micros()), (0, 1_999));
             assert!(object.bytes.len() < object.uncompressed as usize / 2);
         }
     }

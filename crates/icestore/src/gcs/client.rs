@@ -94,6 +94,9 @@ impl Client {
             .with_credentials(options.credentials.clone())
             .with_retry_policy(RetryableErrors.with_time_limit(options.timeout))
             .with_backoff_policy(backoff)
+            // Always in one request: an object is in memory anyway, and version 1.21 of the client loses a part of a
+            // resumable upload when the connection breaks within it, and then asks on until its time is up.
+            .with_resumable_upload_threshold(usize::MAX)
             .build()
             .await
             .map_err(|error| unusable(told(&error)))?;
