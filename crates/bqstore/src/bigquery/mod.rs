@@ -152,11 +152,12 @@ impl BigQueryInserter {
         Ok(standings.map(|(at, standing)| outcome(*standing, at, rows, &outcomes)).collect())
     }
 
-    /// Sends rows that are not known to be stored. When the table has changed, it is looked at anew, once.
+    /// Sends rows that are not known to be stored. When the table has changed, it is looked at anew, once; so it is
+    /// when the call is refused as a whole, because then it may be the table that differs from what we know of it.
     async fn send(&self, rows: &[Row]) -> Result<Vec<Answer>, Error> {
         let plan = self.plan().await?;
         let mut answers = match self.send_by(&plan, rows).await {
-            Err(Error::Changing(_)) => return self.send_anew(&plan, rows).await,
+            Err(Error::Changing(_) | Error::Refused { .. }) => return self.send_anew(&plan, rows).await,
             answers => answers?,
         };
         let is_changing = |answer: &Answer| matches!(answer, Err(Error::Changing(_)));

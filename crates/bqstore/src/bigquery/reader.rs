@@ -51,13 +51,16 @@ impl BigQueryReader {
         let page = Pages::ask(&self.rest, &sql, self.location.as_deref()).await?.next_page().await?;
         let row = page.and_then(|rows| rows.into_iter().next()).unwrap_or_default();
         let number = |at: usize| match row.get(at) {
-            Some(Json::String(text)) => text.parse::<u64>().ok(),
+            Some(Json::String(text)) => text.parse::<i64>().ok(),
             Some(Json::Null) => Some(0),
-            Some(Json::Number(number)) => number.as_u64(),
             _ => None,
         };
         match (number(0), number(1), number(2)) {
-            (Some(count), Some(high), Some(low)) => Ok(Digest { count, sum: (high << 32).wrapping_add(low) }),
+            (Some(count), Some(high), Some(low)) => {
+                // Modulo 2^64 it does not matter whether the upper half was shifted with its sign.
+                let sum = high.cast_unsigned().wrapping_shl(32).wrapping_add(low.cast_unsigned());
+                Ok(Digest { count: count.cast_unsigned(), sum })
+            }
             _ => Err(unexpected("the digest's query gave no three numbers")),
         }
     }

@@ -73,7 +73,10 @@ async fn a_redelivery_to_another_replica_is_a_second_row_only_where_rows_are_app
     assert_eq!(letters(&other.insert(rows.clone()).await.unwrap()), "sss");
     assert_eq!(google.rows().len(), 6);
     let view = google.rest.state.lock().tables.as_ref().unwrap()["messages_distinct"]["view"].clone();
-    assert!(view["query"].as_str().unwrap().contains("PARTITION BY `message_id` ORDER BY `received_at`"), "{view}");
+    assert!(
+        view["query"].as_str().unwrap().contains("PARTITION BY `message_id` ORDER BY `received_at`"),
+        "{view}"
+    );
 
     let google = Google::start().await;
     let mut options = google.options();
@@ -149,7 +152,9 @@ async fn errors_have_the_class_of_what_repeating_brings() {
     ] {
         let google = Google::start().await;
         let inserter = open(google.options()).await;
-        let fault = google.storage.when_fault(BigQueryFakeRpc::AppendRows).times(1);
+        // What is refused for good is tried once more with the table looked at anew.
+        let times = if class == ErrorClass::Permanent { 2 } else { 1 };
+        let fault = google.storage.when_fault(BigQueryFakeRpc::AppendRows).times(times);
         fault.fails(BigQueryFakeFault::status(code, "no")).unwrap();
         let rows = new_rows(2);
         let error = inserter.insert(rows.clone()).await.unwrap_err();

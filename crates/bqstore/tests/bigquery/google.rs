@@ -143,7 +143,12 @@ fn refusal(code: u16, reason: &str, message: &str) -> (u16, Value) {
     (code, error(code, reason, message))
 }
 
-async fn answer(State(rest): State<Arc<Rest>>, method: Method, uri: Uri, body: Bytes) -> (StatusCode, String) {
+async fn answer(
+    State(rest): State<Arc<Rest>>,
+    method: Method,
+    uri: Uri,
+    body: Bytes,
+) -> (StatusCode, String) {
     let path = uri.path().to_owned();
     let call = format!("{method} {path}");
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -190,7 +195,10 @@ impl Rest {
         body["type"] = json!(if body["view"].is_object() { "VIEW" } else { "TABLE" });
         if body["type"] == "TABLE" {
             let columns = columns(&body);
-            self.storage.table(reference(&name), |builder| builder.fields(columns)).create().expect("a new table");
+            self.storage
+                .table(reference(&name), |builder| builder.fields(columns))
+                .create()
+                .expect("a new table");
         }
         tables.insert(name, body.clone());
         (200, body)
@@ -200,11 +208,13 @@ impl Rest {
         let old = self.get(name).1["schema"]["fields"].as_array().cloned().unwrap_or_default();
         let new = body["schema"]["fields"].as_array().cloned().unwrap_or_default();
         if let Some(field) = old.iter().find(|old| !new.iter().any(|new| new["name"] == old["name"])) {
-            let message = format!("Provided Schema does not match. Field {} is missing in new schema", field["name"]);
+            let message =
+                format!("Provided Schema does not match. Field {} is missing in new schema", field["name"]);
             return refusal(400, "invalid", &message);
         }
         let columns = columns(&body);
-        let change = self.storage.db().fluent().schema().table(reference(name)).columns(|c| c.fields(columns));
+        let change =
+            self.storage.db().fluent().schema().table(reference(name)).columns(|c| c.fields(columns));
         change.sync().await.expect("a change of the schema");
         if let Some(table) = self.state.lock().tables.as_mut().and_then(|tables| tables.get_mut(name)) {
             table["schema"] = body["schema"].clone();

@@ -7,6 +7,7 @@ mod append;
 mod emulator;
 mod google;
 mod insert_all;
+mod recordings;
 mod table;
 
 use bqstore::bigquery::{BigQueryInserter, BigQueryOptions};
