@@ -22,6 +22,9 @@ pub enum Error {
         "`{0}` is no source of a location: use `enrichment:<name>`, `attribute:<name>` or a JSON Pointer (`/site`)"
     )]
     InvalidSource(String),
+    /// A text that is no day.
+    #[error("`{0}` is no day: write it as 2026-11-21, in UTC")]
+    InvalidDay(String),
     /// Compressing or decompressing failed.
     #[error("{action} an archive object failed: {source}")]
     Compression {
@@ -52,7 +55,7 @@ impl Error {
     pub const fn class(&self) -> ErrorClass {
         match self {
             Self::InvalidLine(_) => ErrorClass::Permanent,
-            Self::InvalidName { .. } | Self::InvalidSource(_) => ErrorClass::Configuration,
+            Self::InvalidName { .. } | Self::InvalidSource(_) | Self::InvalidDay(_) => ErrorClass::Configuration,
             Self::Compression { .. } => ErrorClass::Transient,
             Self::Store { class, .. } => *class,
         }
@@ -65,6 +68,7 @@ impl Error {
             Self::InvalidLine(_) => "invalid-line",
             Self::InvalidName { .. } => "invalid-name",
             Self::InvalidSource(_) => "invalid-source",
+            Self::InvalidDay(_) => "invalid-day",
             Self::Compression { .. } => "compression",
             Self::Store { reason, .. } => reason,
         }

@@ -9,6 +9,7 @@
 //! ```
 
 mod error;
+mod folder;
 #[cfg(feature = "gcs")]
 pub mod gcs;
 mod key;
@@ -17,10 +18,12 @@ mod name;
 mod object;
 mod processor;
 mod reader;
+pub mod replay;
 mod store;
 mod transformer;
 
 pub use error::Error;
+pub use folder::FolderReader;
 pub use key::{BatchKey, KeyConfig, LocationSource, LocationSources, default_locations};
 pub use line::{ArchivedMessage, LineForm, decode_line, encode_line};
 pub use name::{ObjectName, Prefix};

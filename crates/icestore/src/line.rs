@@ -182,6 +182,24 @@ pub struct ArchivedMessage {
     pub payload: Bytes,
 }
 
+impl ArchivedMessage {
+    /// The message that was archived, as a first delivery. Where the line does not hold the time of first receipt, it is
+    /// that in the id, which is to the millisecond, or else that of archiving.
+    #[must_use]
+    pub fn into_message(self) -> Message {
+        let in_id = || {
+            let (seconds, nanos) = self.id.uuid().get_timestamp()?.to_unix();
+            let micros = i64::try_from(seconds).ok()?.checked_mul(1_000_000)?;
+            Some(Timestamp::from_micros(micros.checked_add(i64::from(nanos / 1_000))?))
+        };
+        let received_at = self.received_at.or_else(in_id).or(self.archived_at).unwrap_or_default();
+        let mut message = Message::new(self.id, self.payload, received_at);
+        message.attributes = self.attributes;
+        message.enrichment = self.enrichment;
+        message
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawLine<'a> {

@@ -23,6 +23,14 @@ impl Prefix {
     }
 }
 
+/// The prefix as object names begin with it: empty, or with a slash at its end.
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)?;
+        if self.0.is_empty() { Ok(()) } else { f.write_str("/") }
+    }
+}
+
 /// The name of one object: `[<prefix>/]<key>/<first id>.jsonl.<gz or zst>`.
 ///
 /// An object is called like the first message in it. A message is archived once, so no two objects of an archive
@@ -34,8 +42,7 @@ impl ObjectName {
     /// The name of the object under `key` whose first line is of message `first`.
     #[must_use]
     pub fn new(prefix: &Prefix, key: &BatchKey, first: &MessageId, extension: &str) -> Self {
-        let separator = if prefix.0.is_empty() { "" } else { "/" };
-        Self(format!("{}{separator}{key}/{first}.{extension}", prefix.0))
+        Self(format!("{prefix}{key}/{first}.{extension}"))
     }
 
     /// Reads a name back, as from an index.
