@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by tests/run, tests/rig and tests/deploy: installs what they need on a new machine, and says what.
 # MILLSTREAM_NO_INSTALL=1 installs nothing; what is missing then fails where it is used.
 export PATH="$PATH:/usr/sbin:/usr/local/sbin:/usr/local/go/bin"
