@@ -16,6 +16,7 @@ mod fields;
 mod inserter;
 mod mapper;
 mod processor;
+mod row_type;
 mod source;
 mod value;
 
@@ -25,5 +26,6 @@ pub use error::Error;
 pub use inserter::{RowInserter, RowOutcome};
 pub use mapper::{Row, RowMapper};
 pub use processor::RowProcessor;
+pub use row_type::columns_of;
 pub use source::{Pointer, Source};
 pub use value::{Text, Value};
