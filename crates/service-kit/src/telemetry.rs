@@ -160,13 +160,19 @@ pub fn init_with_writer(
     Ok(metrics)
 }
 
+/// Client libraries that write what devices sent into their log lines. Whoever calls them tells of their errors.
+const SILENT: [&str; 3] = ["bigquery", "firestore", "gcloud_sdk"];
+
 fn subscriber(
     settings: &LogSettings,
     verbosity: Verbosity,
     terminal: bool,
     writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
 ) -> impl tracing::Subscriber + Send + Sync {
-    let levels = Targets::new().with_default(verbosity.apply(settings.level)).with_targets(
+    let level = verbosity.apply(settings.level);
+    let silent = SILENT.map(|target| (target, LevelFilter::OFF));
+    let ours = [("bigquery_service", level)];
+    let levels = Targets::new().with_default(level).with_targets(silent).with_targets(ours).with_targets(
         settings.targets.iter().map(|(target, level)| (target.clone(), LevelFilter::from(*level))),
     );
     let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });

@@ -6,6 +6,9 @@ use bqstore::bigquery::{BigQueryInserter, BigQueryOptions, BigQueryReader, Drift
 use connectors::{ConnectError, Google};
 use messagepipeline::StageError;
 
+/// Requests under way at a time. One of a few megabytes takes BigQuery a fraction of a second.
+const IN_FLIGHT: usize = 8;
+
 fn options(config: &WarehouseConfig, google: &Google) -> Result<BigQueryOptions, ConnectError> {
     let BigQueryConfig {
         dataset,
@@ -20,6 +23,8 @@ fn options(config: &WarehouseConfig, google: &Google) -> Result<BigQueryOptions,
         recall,
     } = &config.google;
     let endpoints = google.bigquery_endpoints().map(|(rest, grpc)| Endpoints { rest, grpc });
+    // The emulator loses itself in inserts that come side by side: each one locks its database.
+    let max_in_flight = if endpoints.is_some() { 1 } else { IN_FLIGHT };
     let credentials = google.credentials(endpoints.as_ref().map(|endpoints| endpoints.rest.as_str()))?;
     Ok(BigQueryOptions {
         location: location.clone(),
@@ -40,6 +45,7 @@ fn options(config: &WarehouseConfig, google: &Google) -> Result<BigQueryOptions,
         },
         timeout: timeout.get(),
         recall: recall.get(),
+        max_in_flight,
         ..BigQueryOptions::new(google.project(), dataset, &config.table, credentials)
     })
 }

@@ -38,6 +38,7 @@ ingestion:
   broker:
     url: {mqtt_url}
     client_id: rig
+    allow_anonymous: true
     topics:
       - filter: \"#\"
 enrichment:
