@@ -1,9 +1,11 @@
 //! The seam for caches outside the process, and the layer over one that may be down.
 
 use crate::fetcher::{fetch_from, missing_answer};
+use crate::forgotten::Forgotten;
 use crate::lookups::Lookups;
 use crate::{FetchError, FetchResult, Fetched, Fetcher};
 use futures_util::future::{BoxFuture, FutureExt};
+use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// - `get` answers for every key, in order: `None` is a miss, an undecodable entry too. [`Fetched::fresh_for`] is
 ///   the time that the entry has left to live.
 /// - `get` and the removals have a deadline of their own.
-/// - `put` hands entries over and returns at once: writing must not delay an answer. What waits to be written is
+/// - `put` hands entries over and returns at once: writing must not delay an answer. A removal that is asked for
+///   afterwards removes what was put before, written or not. What waits to be written is
 ///   bounded; beyond that, and while the store is down, entries are dropped. The store's own age applies, and
 ///   never more than an entry's `fresh_for`.
 pub trait Store<V>: Send + Sync {
@@ -36,10 +39,11 @@ pub trait Store<V>: Send + Sync {
 }
 
 /// A layer over a [`Store`]. While the store fails, every look-up goes to the next layer; the log says when that
-/// begins and when it ends.
+/// begins and when it ends. What is invalidated while it is fetched is not put into the store.
 pub struct Layered<V, S> {
     store: S,
     fallback: Option<Arc<dyn Fetcher<V>>>,
+    forgotten: Mutex<Forgotten>,
     down: AtomicBool,
     lookups: Lookups,
 }
@@ -49,7 +53,7 @@ impl<V: Clone + Send + Sync, S: Store<V>> Layered<V, S> {
     #[must_use]
     pub fn new(store: S, fallback: Option<Arc<dyn Fetcher<V>>>) -> Self {
         let lookups = Lookups::new(store.name());
-        Self { store, fallback, down: AtomicBool::new(false), lookups }
+        Self { store, fallback, forgotten: Mutex::default(), down: AtomicBool::new(false), lookups }
     }
 
     async fn fetch_all(&self, keys: &[&str]) -> Vec<FetchResult<V>> {
@@ -58,19 +62,29 @@ impl<V: Clone + Send + Sync, S: Store<V>> Layered<V, S> {
         let mut results: Vec<_> = found.into_iter().map(|found| found.map(Ok)).collect();
         if !missed.is_empty() {
             let wanted: Vec<&str> = missed.iter().map(|index| keys[*index]).collect();
+            let moment = self.forgotten.lock().moment();
             let fetched = fetch_from(self.fallback.as_deref(), self.store.name(), &wanted).await;
             let answered = wanted.iter().zip(&fetched);
             let fill: Vec<_> = answered
                 .filter_map(|(key, result)| Some((Box::from(*key), result.as_ref().ok()?.clone())))
                 .collect();
-            if !fill.is_empty() {
-                self.store.put(fill);
-            }
+            self.fill(moment, fill);
             for (index, result) in missed.into_iter().zip(fetched) {
                 results[index] = Some(result);
             }
         }
         results.into_iter().map(|result| result.unwrap_or_else(|| Err(missing_answer()))).collect()
+    }
+
+    /// Puts what the next layer answered to a question asked at `moment`.
+    fn fill(&self, moment: u64, mut entries: Vec<(Box<str>, Fetched<V>)>) {
+        // Held while they are put: an invalidation comes before and they are left out, or it comes behind and the store
+        // removes them again.
+        let forgotten = self.forgotten.lock();
+        forgotten.retain(moment, &mut entries);
+        if !entries.is_empty() {
+            self.store.put(entries);
+        }
     }
 
     /// What the store holds, one place per key; nothing while it fails.
@@ -116,6 +130,7 @@ impl<V: Clone + Send + Sync, S: Store<V>> Fetcher<V> for Layered<V, S> {
                 Some(fallback) => fallback.invalidate(key).await,
                 None => Ok(()),
             };
+            self.forgotten.lock().record(Some(key));
             self.store.remove(key).await.and(below)
         }
         .boxed()
@@ -127,6 +142,7 @@ impl<V: Clone + Send + Sync, S: Store<V>> Fetcher<V> for Layered<V, S> {
                 Some(fallback) => fallback.invalidate_all().await,
                 None => Ok(()),
             };
+            self.forgotten.lock().record(None);
             self.store.clear().await.and(below)
         }
         .boxed()

@@ -13,6 +13,7 @@
 
 mod error;
 mod fetcher;
+mod forgotten;
 mod layered;
 mod lookups;
 mod lru;

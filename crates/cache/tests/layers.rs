@@ -124,6 +124,27 @@ async fn what_is_invalidated_while_it_is_fetched_is_not_kept() {
     assert_eq!(source.calls(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_invalidated_while_it_is_fetched_is_not_put_into_a_store() {
+    for all in [false, true] {
+        let source = CountingSource::with_keys(["a", "b"]);
+        source.close();
+        let layer = Layered::new(MemoryStore::default(), Some(Arc::clone(&source) as _));
+        let invalidate = async {
+            let forgotten = if all { layer.invalidate_all().await } else { layer.invalidate("a").await };
+            forgotten.unwrap();
+            source.open(100);
+        };
+        tokio::join!(layer.fetch(&["a", "b"]), invalidate);
+        layer.fetch(&["a", "b"]).await;
+        assert_eq!(
+            source.keys_read(),
+            if all { 4 } else { 3 },
+            "the other key was kept unless all were forgotten"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_store_that_is_down_is_skipped_and_used_again_when_it_is_back() {
     let (store, source) = (MemoryStore::default(), CountingSource::with_keys(["a"]));
