@@ -2,9 +2,9 @@
 //!
 //! Pure: no stream and no clock, so that every order of messages can be tried out.
 
+use crate::Error;
 use crate::client::{Heard, Since, TARGET, TargetChangeType, cause};
 use crate::ids::Collection;
-use crate::Error;
 use cache::Change;
 
 /// How far a listener is.
@@ -55,7 +55,9 @@ impl Progress {
             // Documents are gone and the server does not know which.
             Heard::Filter(filter) if filter.target_id == TARGET => return Ok(Meaning::Changed(Change::All)),
             Heard::Filter(_) => return Ok(Meaning::Nothing),
-            Heard::DocumentChange(change) => change.document.map(|document| document.name).unwrap_or_default(),
+            Heard::DocumentChange(change) => {
+                change.document.map(|document| document.name).unwrap_or_default()
+            }
             Heard::DocumentDelete(delete) => delete.document,
             Heard::DocumentRemove(remove) => remove.document,
         };

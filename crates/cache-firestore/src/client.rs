@@ -89,8 +89,10 @@ impl Client {
             .keep_alive_while_idle(true)
             .connect_lazy();
         let database_header = HeaderValue::from_str(&collection.database);
-        let database_header = database_header
-            .map_err(|_| Error::Setting { setting: "database", problem: "is no header's value".to_owned() })?;
+        let database_header = database_header.map_err(|_| Error::Setting {
+            setting: "database",
+            problem: "is no header's value".to_owned(),
+        })?;
         let credentials = options.credentials.clone();
         Ok(Self { stub: FirestoreClient::new(channel), credentials, collection, database_header })
     }

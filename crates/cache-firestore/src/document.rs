@@ -86,7 +86,10 @@ mod tests {
     #[test]
     fn every_type_of_field_has_its_form_in_json() {
         let stamp = prost_types::Timestamp { seconds: 1_772_366_400, nanos: 250_000_999 };
-        let inner = HashMap::from([("b".to_owned(), of(ValueType::IntegerValue(2))), ("a".to_owned(), Value { value_type: None })]);
+        let inner = HashMap::from([
+            ("b".to_owned(), of(ValueType::IntegerValue(2))),
+            ("a".to_owned(), Value { value_type: None }),
+        ]);
         for (value, expected) in [
             (ValueType::NullValue(0), json!(null)),
             (ValueType::BooleanValue(true), json!(true)),
@@ -98,8 +101,16 @@ mod tests {
             (ValueType::StringValue("ä\0".to_owned()), json!("ä\0")),
             (ValueType::BytesValue(vec![0, 255, 16]), json!("AP8Q")),
             (ValueType::ReferenceValue("projects/p/x".to_owned()), json!("projects/p/x")),
-            (ValueType::GeoPointValue(LatLng { latitude: 52.5, longitude: -13.4 }), json!({"latitude": 52.5, "longitude": -13.4})),
-            (ValueType::ArrayValue(ArrayValue { values: vec![of(ValueType::IntegerValue(1)), of(ValueType::NullValue(0))] }), json!([1, null])),
+            (
+                ValueType::GeoPointValue(LatLng { latitude: 52.5, longitude: -13.4 }),
+                json!({"latitude": 52.5, "longitude": -13.4}),
+            ),
+            (
+                ValueType::ArrayValue(ArrayValue {
+                    values: vec![of(ValueType::IntegerValue(1)), of(ValueType::NullValue(0))],
+                }),
+                json!([1, null]),
+            ),
             (ValueType::MapValue(MapValue { fields: inner }), json!({"a": null, "b": 2})),
         ] {
             assert_eq!(json(of(value)).to_string(), expected.to_string());

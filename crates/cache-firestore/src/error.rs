@@ -32,7 +32,9 @@ pub enum Error {
         transient: bool,
     },
     /// Firestore does not let us, or has no such database.
-    #[error("Firestore refuses ({code}): {reason}; check project, database and the rights of the service account")]
+    #[error(
+        "Firestore refuses ({code}): {reason}; check project, database and the rights of the service account"
+    )]
     Refused {
         /// The gRPC code.
         code: &'static str,
@@ -73,7 +75,9 @@ impl Error {
             Self::DocumentNotFound { .. } | Self::Invalid { .. } => ErrorClass::Permanent,
             Self::Setting { .. } | Self::Refused { .. } => ErrorClass::Configuration,
             Self::Credentials { transient: false, .. } => ErrorClass::Configuration,
-            Self::Credentials { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => ErrorClass::Transient,
+            Self::Credentials { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => {
+                ErrorClass::Transient
+            }
         }
     }
 

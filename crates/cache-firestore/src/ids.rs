@@ -35,15 +35,17 @@ impl Collection {
     pub(crate) fn new(project: &str, database: &str, path: &str) -> Result<Self, Error> {
         let part = |setting, text: &str| {
             let usable = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-            let problem = || format!("`{text}` is not the name of one; write it as the Google Cloud console shows it");
+            let problem =
+                || format!("`{text}` is not the name of one; write it as the Google Cloud console shows it");
             if usable { Ok(()) } else { Err(Error::Setting { setting, problem: problem() }) }
         };
         part("project", project)?;
         part("database", database)?;
         let parts: Vec<&str> = path.split('/').collect();
         if parts.len().is_multiple_of(2) || !parts.iter().all(|part| is_possible(part)) {
-            let problem =
-                format!("`{path}` is not the path of one; write `devices`, or `sites/a/devices` below a document");
+            let problem = format!(
+                "`{path}` is not the path of one; write `devices`, or `sites/a/devices` below a document"
+            );
             return Err(Error::Setting { setting: "collection", problem });
         }
         let database = format!("projects/{project}/databases/{database}");
@@ -89,9 +91,14 @@ mod tests {
         let plain = Collection::new("p", "d", "devices").unwrap();
         assert_eq!(plain.parent, "projects/p/databases/d/documents");
         assert_eq!(plain.id_of("projects/p/databases/d/documents/devices/x/y/z"), None);
-        for (project, database, path) in
-            [("", "d", "c"), ("p", "", "c"), ("p/q", "d", "c"), ("p", "d", ""), ("p", "d", "a/b"), ("p", "d", "a//c")]
-        {
+        for (project, database, path) in [
+            ("", "d", "c"),
+            ("p", "", "c"),
+            ("p/q", "d", "c"),
+            ("p", "d", ""),
+            ("p", "d", "a/b"),
+            ("p", "d", "a//c"),
+        ] {
             assert!(Collection::new(project, database, path).is_err(), "{project} {database} {path}");
         }
     }

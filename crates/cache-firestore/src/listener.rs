@@ -79,7 +79,10 @@ impl Listener {
             return Ok(None);
         };
         let Some(heard) = hearing.next().await? else {
-            return Err(Error::Unavailable { code: "OK", reason: "the server has ended the stream".to_owned() });
+            return Err(Error::Unavailable {
+                code: "OK",
+                reason: "the server has ended the stream".to_owned(),
+            });
         };
         Ok(match progress.hear(heard, self.client.collection())? {
             Meaning::Nothing => None,

@@ -41,7 +41,10 @@ impl FirestorePresence {
 
     fn name(&self, key: &str) -> Result<String, Error> {
         let problem = || "no document can have this key as its id".to_owned();
-        self.client.collection().name(key).ok_or_else(|| Error::Invalid { code: "INVALID_ARGUMENT", reason: problem() })
+        self.client
+            .collection()
+            .name(key)
+            .ok_or_else(|| Error::Invalid { code: "INVALID_ARGUMENT", reason: problem() })
     }
 
     async fn within<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -64,7 +67,9 @@ impl FirestorePresence {
             let mut answers = self.client.get(vec![name]).await?;
             answers.next().await
         };
-        let Some(Answer { document: Some(found), read, .. }) = self.within(reading).await? else { return Ok(None) };
+        let Some(Answer { document: Some(found), read, .. }) = self.within(reading).await? else {
+            return Ok(None);
+        };
         let age = document::timestamp(&read).since(document::timestamp(&found.updated));
         if age >= self.max_age {
             return Ok(None);

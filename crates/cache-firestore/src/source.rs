@@ -143,7 +143,8 @@ impl FirestoreSource {
             Ok(())
         };
         let outcome = timeout_at(limit, asking).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(Error::Timeout { limit: begun.elapsed(), after: String::new() }));
+        let outcome =
+            outcome.unwrap_or_else(|_| Err(Error::Timeout { limit: begun.elapsed(), after: String::new() }));
         let answered: std::collections::HashSet<&str> =
             answers[before..].iter().map(|(name, _)| name.as_str()).collect();
         let rest: Vec<String> = names.into_iter().filter(|name| !answered.contains(name.as_str())).collect();

@@ -3,8 +3,8 @@
 use crate::{Error, RedisOptions};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, Pipeline, ServerErrorKind,
-    TlsCertificates, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline,
+    ServerErrorKind, TlsCertificates, Value,
 };
 use std::time::Duration;
 
@@ -18,11 +18,20 @@ impl Server {
     /// Reads the address; connects to nothing.
     pub(crate) fn new(options: &RedisOptions) -> Result<Self, Error> {
         let refused = |error: redis::RedisError| Error::Address { reason: error.category().to_owned() };
+        let address = options.url.as_str().into_connection_info().map_err(refused)?;
+        let mut settings = address.redis_settings().clone();
+        if let Some(user) = &options.user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = &options.password {
+            settings = settings.set_password(password);
+        }
+        let address = address.set_redis_settings(settings);
         let client = match &options.root_certificate {
-            None => Client::open(options.url.as_str()),
+            None => Client::open(address),
             Some(pem) => {
                 let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) };
-                Client::build_with_tls(options.url.as_str(), certificates)
+                Client::build_with_tls(address, certificates)
             }
         };
         let client = client.map_err(refused)?;

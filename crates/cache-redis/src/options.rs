@@ -12,6 +12,10 @@ const MAX_NAMESPACE: usize = 64;
 pub struct RedisOptions {
     /// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`, with TLS `rediss://…`. Never shown.
     pub url: String,
+    /// The user, in place of one in the URL.
+    pub user: Option<String>,
+    /// The password, in place of one in the URL. Never shown.
+    pub password: Option<String>,
     /// PEM of the authorities to trust in place of the system's, for `rediss://`.
     pub root_certificate: Option<Vec<u8>>,
     /// Begins every key: 1 to 64 of `A-Z a-z 0-9 . _ -`. Installations that share a Redis have one each.
@@ -37,6 +41,8 @@ impl Default for RedisOptions {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379".to_owned(),
+            user: None,
+            password: None,
             root_certificate: None,
             namespace: "millstream".to_owned(),
             value_version: 1,

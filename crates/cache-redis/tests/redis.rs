@@ -304,9 +304,15 @@ async fn a_redis_that_is_not_there_or_refuses_stops_no_start_and_is_named_withou
         let layer = Layered::new(RedisStore::open(&options).await.unwrap(), Some(source as _));
         assert_eq!(fetch_one(&layer, "a").await.unwrap().value, Some(device("a")));
     }
-    let right = store(&RedisOptions { url: url(":right@"), ..options(&redis, "right") }).await;
-    put(&right, "a", found("a")).await;
-    assert!(get(&right, "a").await.is_some());
+    let password = Some("right".to_owned());
+    for right in [
+        RedisOptions { url: url(":right@"), ..options(&redis, "right") },
+        RedisOptions { password, ..options(&redis, "right") },
+    ] {
+        let right = store(&right).await;
+        put(&right, "a", found("a")).await;
+        assert!(get(&right, "a").await.is_some());
+    }
 }
 
 #[tokio::test]

@@ -25,5 +25,5 @@ pub use error::Error;
 pub use key::{KeyExtractor, KeySource};
 pub use mapping::FieldMapping;
 pub use park::{Parked, ParkingLot, Placed};
-pub use refresh::invalidate_on_change;
+pub use refresh::{any_change, invalidate_on_change};
 pub use releaser::{Released, Releaser, ReleaserSettings};

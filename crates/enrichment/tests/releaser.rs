@@ -4,9 +4,12 @@
 
 mod doubles;
 
-use cache::{Ages, Fetcher, Lru, fetch_one};
+use cache::{Ages, Change, Fetcher, Lru, fetch_one};
 use doubles::{MemoryDeadLetters, MemoryLot, MemoryTopic, delivery};
-use enrichment::{Parked, ParkingLot, Released, Releaser, ReleaserSettings, invalidate_on_change};
+use enrichment::{
+    Parked, ParkingLot, Released, Releaser, ReleaserSettings, any_change, invalidate_on_change,
+};
+use futures_util::stream::{self, StreamExt};
 use messagepipeline::names::{ENRICHED, ENRICHMENT_STATUS, UNKNOWN_DEVICE};
 use messagepipeline::{
     Clock, Enrichment, ErrorClass, IdGenerator, ManualClock, Message, Shutdown, Timestamp,
@@ -204,12 +207,29 @@ async fn a_change_of_the_registry_empties_the_cache() {
     let (announce, changes) = watch::channel(0);
     let (cache, shutdown) = (Arc::clone(&stage.cache), Shutdown::new());
     let signal = shutdown.clone();
-    let running = tokio::spawn(async move { invalidate_on_change(&*cache, changes, signal).await });
+    let (forgotten, mut told) = watch::channel(0);
+    let running = tokio::spawn(async move {
+        invalidate_on_change(&*cache, any_change(changes), &forgotten, signal).await;
+    });
     assert_eq!(stage.cache.fetch(&["a"]).await.pop().unwrap().unwrap().value, None);
     stage.source.insert("a", device("a"));
     announce.send_replace(1);
-    sleep(Duration::from_millis(1)).await;
+    told.changed().await.unwrap();
     assert_eq!(fetch_one(&*stage.cache, "a").await.unwrap().value, Some(device("a")));
     shutdown.begin();
     running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_told_by_its_key_invalidates_that_key_alone() {
+    let stage = stage();
+    let keys = ["a", "b", "c"];
+    keys.iter().for_each(|key| stage.source.insert(key, device(key)));
+    stage.cache.fetch(&keys).await;
+    let changes = ["a", "x", "b"].map(|key| Change::Key(key.to_owned()));
+    let (forgotten, told) = watch::channel(0);
+    invalidate_on_change(&*stage.cache, stream::iter(changes).boxed(), &forgotten, Shutdown::new()).await;
+    assert!(told.has_changed().unwrap());
+    stage.cache.fetch(&keys).await;
+    assert_eq!(stage.source.keys_read(), 5, "two of three are looked up again");
 }

@@ -6,7 +6,8 @@ use ::enrichment::{
     Enricher, FieldMapping, KeyExtractor, KeySource, ParkingLot, Releaser, ReleaserSettings, UnknownDevice,
     invalidate_on_change,
 };
-use cache::{Ages, Fetcher, Lru};
+use cache::{Ages, Change, Fetcher, Lru};
+use futures_util::stream::BoxStream;
 use messagepipeline::{
     BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, Enrichment as DeviceData,
     PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth,
@@ -26,10 +27,12 @@ pub struct Parts {
     pub consumer: BoxConsumer,
     /// The enriched topic.
     pub output: Arc<dyn Publisher>,
-    /// The device registry.
+    /// The device registry: the source of truth, without a cache.
     pub registry: Arc<dyn Fetcher<DeviceData>>,
-    /// Moves when the registry changes.
-    pub changes: watch::Receiver<u64>,
+    /// What the cache in memory asks: the registry itself, or layers shared with other processes that end in it.
+    pub layers: Arc<dyn Fetcher<DeviceData>>,
+    /// What changes in the registry; [`any_change`](::enrichment::any_change) for one that does not say what.
+    pub changes: BoxStream<'static, Change>,
     /// Where messages of unknown devices wait.
     pub lot: Arc<dyn ParkingLot>,
     /// Where messages go that are given up on.
@@ -69,6 +72,7 @@ impl Plan {
                 )),
             }
         }
+        mistakes.extend(crate::check::check(config));
         if mistakes.is_empty() {
             Ok(Self { config: config.clone(), keys: KeyExtractor::new(sources) })
         } else {
@@ -86,9 +90,9 @@ impl Plan {
             FieldNames::Registry => FieldMapping::default(),
             FieldNames::NameLocationServiceTag => FieldMapping::name_location_service_tag(),
         };
-        let source = names.over(parts.registry);
+        let source = names.clone().over(parts.registry);
         let ages = Ages { max: config.cache.max_age.get(), negative: config.cache.negative_age.get() };
-        let cache = Lru::new(config.cache.size as usize, ages, Some(Arc::clone(&source)))?;
+        let cache = Lru::new(config.cache.size as usize, ages, Some(names.over(parts.layers)))?;
         let cache: Arc<dyn Fetcher<DeviceData>> = Arc::new(cache);
         let unknown = match config.unknown_device {
             UnknownDevicePolicy::Pass => UnknownDevice::Pass,
@@ -125,15 +129,17 @@ impl Plan {
 pub struct Background {
     cache: Arc<dyn Fetcher<DeviceData>>,
     releaser: Releaser,
-    changes: watch::Receiver<u64>,
+    changes: BoxStream<'static, Change>,
 }
 
 impl Background {
     /// Runs until the shutdown begins.
     pub async fn run(self, shutdown: Shutdown) {
+        // Parked messages are looked at when the caches have forgotten what changed.
+        let (forgotten, changed) = watch::channel(0);
         tokio::join!(
-            invalidate_on_change(&*self.cache, self.changes.clone(), shutdown.clone()),
-            self.releaser.run(self.changes, shutdown.clone()),
+            invalidate_on_change(&*self.cache, self.changes, &forgotten, shutdown.clone()),
+            self.releaser.run(changed, shutdown.clone()),
         );
     }
 }

@@ -1,7 +1,12 @@
 //! The enrichment service: the raw topic in, device data added, the enriched topic out.
 
 mod app;
+mod check;
 mod config;
 
+pub use ::enrichment::any_change;
 pub use app::{Background, Enrichment, Parts, Plan, STAGE};
-pub use config::{CacheConfig, EnrichmentConfig, FieldNames, ParkConfig, UnknownDevicePolicy};
+pub use config::{
+    CacheConfig, EnrichmentConfig, FieldNames, ParkConfig, RedisConfig, SourceConfig, SourceKind,
+    UnknownDevicePolicy,
+};
