@@ -15,6 +15,7 @@
 mod admin;
 mod append;
 mod error;
+mod exact_json;
 mod insert_all;
 mod memory;
 mod options;

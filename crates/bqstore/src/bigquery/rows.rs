@@ -1,7 +1,7 @@
 //! A row on its way into a request: straight from its values into protobuf or JSON, without a tree in between.
 
-use super::EXTRA_COLUMN;
 use super::schema::{TablePlan, TableType};
+use super::{EXTRA_COLUMN, exact_json};
 use crate::{Row, Value};
 use messagepipeline::Timestamp;
 use serde::ser::{SerializeMap, Serializer};
@@ -98,7 +98,9 @@ impl<'a> Cell<'a> {
             (Value::Timestamp(stamp), TableType::Timestamp) => {
                 TIMES.contains(&stamp.as_micros()).then_some(Self::Timestamp(*stamp))
             }
-            (Value::Json(text), TableType::Json) => Some(Self::Text(text.as_str())),
+            (Value::Json(text), TableType::Json) => {
+                exact_json::is_exact(text.as_str()).then_some(Self::Text(text.as_str()))
+            }
             (Value::Bytes(bytes), TableType::Bytes) => Some(Self::Bytes(bytes)),
             (value, TableType::String) => Self::text(value),
             _ => None,
@@ -155,6 +157,9 @@ impl Serialize for Displaced<'_> {
                 Value::Boolean(truth) => map.serialize_entry(name, truth)?,
                 Value::Timestamp(stamp) => map.serialize_entry(name, &stamp.as_micros())?,
                 Value::String(text) => map.serialize_entry(name, text.as_str())?,
+                Value::Json(text) if !exact_json::is_exact(text.as_str()) => {
+                    map.serialize_entry(name, text.as_str())?;
+                }
                 Value::Json(text) => {
                     let raw: &serde_json::value::RawValue =
                         serde_json::from_str(text.as_str()).map_err(ser::Error::custom)?;
@@ -179,6 +184,17 @@ mod tests {
     use messagepipeline::IdGenerator;
     use proptest::prelude::*;
 
+    const KINDS: [TableType; 8] = [
+        TableType::String,
+        TableType::Bytes,
+        TableType::Integer,
+        TableType::Float,
+        TableType::Boolean,
+        TableType::Timestamp,
+        TableType::Json,
+        TableType::Numeric,
+    ];
+
     fn plan(kinds: &[Option<TableType>]) -> TablePlan {
         let mut places = vec![Place { name: MESSAGE_ID.to_owned(), kind: Some(TableType::String) }];
         let others = kinds.iter().enumerate();
@@ -194,7 +210,6 @@ mod tests {
 
     #[test]
     fn zero_values_are_written_and_null_is_not() {
-        use TableType::*;
         let values = vec![
             Value::Integer(0),
             Value::Float(0.0),
@@ -204,7 +219,9 @@ mod tests {
             Value::Timestamp(Timestamp::from_micros(0)),
             Value::Null,
         ];
-        let kinds = [Integer, Float, Boolean, String, Bytes, Timestamp, Integer].map(Some);
+        use TableType as T;
+        let kinds =
+            [T::Integer, T::Float, T::Boolean, T::String, T::Bytes, T::Timestamp, T::Integer].map(Some);
         let expected = serde_json::json!({
             "c0": "0", "c1": 0.0, "c2": false, "c3": "", "c4": "", "c5": "1970-01-01T00:00:00.000000Z"
         });
@@ -220,18 +237,25 @@ mod tests {
             Value::Integer((1 << 53) + 1),
             Value::Bytes(Bytes::from_static(&[0xff])),
         ];
-        use TableType::*;
-        let found = json(&[Some(Integer), None, Some(Timestamp), Some(Float), Some(String)], values);
+        use TableType as T;
+        let kinds = [Some(T::Integer), None, Some(T::Timestamp), Some(T::Float), Some(T::String)];
+        let found = json(&kinds, values);
         let extra =
             r#"{"c0":"warm","c1":[1, 2.50],"c2":9223372036854775807,"c3":9007199254740993,"c4":"/w=="}"#;
         assert_eq!(found, serde_json::json!({ EXTRA_COLUMN: extra }));
     }
 
+    #[test]
+    fn json_with_a_number_that_bigquery_would_change_is_kept_as_text() {
+        let values = vec![Value::Json(Text::copy("[0.10, 12345678901234567890.5]"))];
+        let found = json(&[Some(TableType::Json)], values);
+        assert_eq!(found, serde_json::json!({ EXTRA_COLUMN: r#"{"c0":"[0.10, 12345678901234567890.5]"}"# }));
+    }
+
     proptest! {
         #[test]
         fn no_value_is_lost_in_any_column(number: i64, real in proptest::num::f64::NORMAL, text: String, which in 0..8) {
-            use TableType::*;
-            let kind = [String, Bytes, Integer, Float, Boolean, Timestamp, Json, Numeric][usize::try_from(which).unwrap()];
+            let kind = KINDS[usize::try_from(which).unwrap()];
             for value in [Value::Integer(number), Value::Float(real), Value::String(Text::copy(&text))] {
                 let found = json(&[Some(kind)], vec![value]);
                 let members: Vec<_> = found.as_object().unwrap().keys().cloned().collect();

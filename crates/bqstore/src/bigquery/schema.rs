@@ -78,6 +78,8 @@ impl TableType {
     /// Whether every value of `kind` has its place in such a column, some have, or none.
     fn takes(self, kind: ColumnType) -> Fit {
         match (kind, self) {
+            // A JSON column refuses numbers that it cannot hold exactly.
+            (ColumnType::Json, Self::Json) => Fit::Some,
             (kind, _) if Self::of(kind) == self => Fit::All,
             (ColumnType::Integer, Self::Numeric) => Fit::All,
             (ColumnType::Integer, Self::Float) | (ColumnType::Bytes, Self::String) => Fit::Some,
