@@ -79,6 +79,8 @@ pub enum Command {
     Up(UpArgs),
     /// Play recordings into an MQTT broker, as devices would
     Feed(FeedArgs),
+    /// Publish archived messages again, in order, to a topic of the bus or to an MQTT broker
+    Replay(ReplayArgs),
     /// Read the configuration and say all that is wrong with it; opens nothing
     Check(CheckArgs),
     /// Prove from the stored data that all that came in is accounted for
@@ -197,6 +199,20 @@ pub struct FeedArgs {
     /// Broker to publish to: mqtt://HOST:PORT or mqtts://HOST:PORT
     #[arg(long, value_name = "URL", default_value = "mqtt://127.0.0.1:1883")]
     pub broker: String,
+    /// How to connect.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+    /// Prefix of the MQTT client ids
+    #[arg(long, value_name = "TEXT", default_value = "millstream-feed")]
+    pub client_id: String,
+    /// Write the number of each line that had its PUBACK to this file (counted over all files, from 1)
+    #[arg(long, value_name = "FILE")]
+    pub acked: Option<PathBuf>,
+}
+
+/// How to connect to an MQTT broker.
+#[derive(Debug, Clone, Args)]
+pub struct ConnectionArgs {
     /// MQTT protocol version
     #[arg(long, value_name = "VERSION", default_value = "5", value_parser = ["5", "3.1.1"])]
     pub protocol: String,
@@ -215,15 +231,67 @@ pub struct FeedArgs {
     /// PEM file with the client certificate's key
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     pub key_file: Option<PathBuf>,
-    /// Prefix of the MQTT client ids
-    #[arg(long, value_name = "TEXT", default_value = "millstream-feed")]
-    pub client_id: String,
     /// Most messages in flight per connection
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     pub window: u16,
-    /// Write the number of each line that had its PUBACK to this file (counted over all files, from 1)
-    #[arg(long, value_name = "FILE")]
-    pub acked: Option<PathBuf>,
+}
+
+/// `millstream replay`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Messages come in the order of their first receipt, with payload, attributes and times as they were archived. They keep
+their ids, so what is stored already is not stored twice; with --new-ids they are new messages. A broker sees ordinary
+MQTT messages, each on the topic it first came on, which get new ids where they are taken in.
+
+--topic writes to the bus of the data folder, which no running `up` may have open: stop it, replay, start it again.
+Into `raw` messages come without what enrichment had added, and get it anew.
+
+Examples:
+  millstream replay --topic raw --data fresh /backup/millstream-data/archive      fill a new data folder from an archive
+  millstream replay --topic raw --from 2026-11-01 --until 2026-11-03 --new-ids
+  millstream replay --broker mqtt://127.0.0.1:1883 --device meter-007 --rate 60x   an hour in a minute
+  millstream replay --topic raw gs://my-bucket/site-a                              with Google Cloud built in")]
+#[command(group(clap::ArgGroup::new("destination").required(true).args(["topic", "broker"])))]
+pub struct ReplayArgs {
+    /// Archive to replay: a folder, or gs://BUCKET[/PREFIX] [default: the archive that the configuration names]
+    #[arg(value_name = "ARCHIVE")]
+    pub source: Option<String>,
+    /// Topic of the bus to publish to, such as raw or enriched
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: Option<String>,
+    /// Broker to publish to: mqtt://HOST:PORT or mqtts://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub broker: Option<String>,
+    /// The first day to replay, in UTC
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub from: Option<icestore::replay::Day>,
+    /// The last day to replay, in UTC
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub until: Option<icestore::replay::Day>,
+    /// Only messages archived under this location; may be given more than once
+    #[arg(long, value_name = "ID")]
+    pub location: Vec<String>,
+    /// Only messages of this device; may be given more than once
+    #[arg(long, value_name = "ID")]
+    pub device: Vec<String>,
+    /// How fast: `max`, `500/s`, or `1x`, `60x` by the messages' own times
+    #[arg(long, value_name = "RATE", default_value = "max")]
+    pub rate: String,
+    /// Give every message a new id
+    #[arg(long, conflicts_with = "broker")]
+    pub new_ids: bool,
+    /// Most memory, in MiB, for messages of objects whose times overlap
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub memory: u32,
+    /// How many MQTT connections; all messages of one topic go through one of them
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub connections: u16,
+    /// Prefix of the MQTT client ids
+    #[arg(long, value_name = "TEXT", default_value = "millstream-replay")]
+    pub client_id: String,
+    /// How to connect.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
 }
 
 /// `millstream check`.

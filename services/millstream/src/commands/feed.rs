@@ -1,6 +1,6 @@
 //! `millstream feed`, and how `up --feed` plays recordings.
 
-use crate::cli::{Common, FeedArgs, PlayArgs};
+use crate::cli::{Common, ConnectionArgs, FeedArgs, PlayArgs};
 use crate::feed::{self, BrokerAddress, Credentials, Ended, FeedOptions, FeedReport, Playlist, Protocol};
 use crate::output::{Failure, print, say};
 use crate::pointer::Pointers;
@@ -16,9 +16,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Time to wait for the PUBACKs of what was sent, after a signal.
-const STOP: Duration = Duration::from_secs(10);
+pub(super) const STOP: Duration = Duration::from_secs(10);
 /// How often progress is shown.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) fn run(common: &Common, arguments: &FeedArgs) -> Result<Exit, Failure> {
     let options = options(arguments)?;
@@ -48,7 +48,7 @@ async fn played(common: &Common, options: FeedOptions, playlist: Playlist) -> Re
     })
 }
 
-fn start_log(common: &Common) -> Result<(), Failure> {
+pub(super) fn start_log(common: &Common) -> Result<(), Failure> {
     let format = common.log_format.map(|format| match format {
         crate::cli::LogFormat::Text => telemetry::LogFormat::Text,
         crate::cli::LogFormat::Json => telemetry::LogFormat::Json,
@@ -78,7 +78,18 @@ pub(super) fn playlist(files: &[PathBuf], play: &PlayArgs) -> Result<Playlist, F
 }
 
 fn options(arguments: &FeedArgs) -> Result<FeedOptions, Failure> {
-    let broker: BrokerAddress = arguments.broker.parse().map_err(Failure::usage)?;
+    Ok(FeedOptions {
+        qos: arguments.play.qos,
+        connections: arguments.play.connections,
+        client_id: arguments.client_id.clone(),
+        acked: arguments.acked.clone(),
+        ..connection(&arguments.broker, &arguments.connection)?
+    })
+}
+
+/// How to reach the broker `url`.
+pub(super) fn connection(url: &str, arguments: &ConnectionArgs) -> Result<FeedOptions, Failure> {
+    let broker: BrokerAddress = url.parse().map_err(Failure::usage)?;
     let password = match &arguments.password_file {
         Some(path) => Some(Secret::from_file(path).map_err(Failure::failed)?.expose().to_owned()),
         None => None,
@@ -93,11 +104,7 @@ fn options(arguments: &FeedArgs) -> Result<FeedOptions, Failure> {
         protocol: if arguments.protocol == "5" { Protocol::V5 } else { Protocol::V311 },
         credentials: arguments.user.clone().map(|user| Credentials { user, password }),
         tls: ClientTls { ca: arguments.ca_file.clone(), identity },
-        qos: arguments.play.qos,
-        connections: arguments.play.connections,
         window: arguments.window,
-        client_id: arguments.client_id.clone(),
-        acked: arguments.acked.clone(),
         ..FeedOptions::new(broker)
     })
 }

@@ -8,6 +8,7 @@ mod devices;
 mod feed;
 mod hash_password;
 mod query;
+mod replay;
 mod up;
 
 use crate::cli::{Cli, Command, Common};
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Demo(arguments) => demo::run(&common, &arguments),
         Command::Up(arguments) => up::run(&common, &arguments),
         Command::Feed(arguments) => feed::run(&common, &arguments),
+        Command::Replay(arguments) => replay::run(&common, &arguments),
         Command::Check(arguments) => check::run(&common, &arguments),
         Command::Books(arguments) => books::run(&common, &arguments),
         Command::DeadLetters { command } => dead_letters::run(&common, command),
