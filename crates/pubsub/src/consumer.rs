@@ -137,12 +137,11 @@ impl PubSubConsumer {
             ))
         };
         self.closing.cancel();
-        self.shared.give_back();
+        // The streams end first: what is given back must not come to them again.
         for task in &mut self.tasks {
-            // A panic in it has been reported by the runtime; what it held was given back.
+            // A panic in it has been reported by the runtime.
             let _ = timeout_at(until, task).await.map_err(|_| late())?;
         }
-        // A stream may have brought something between the first time and its end.
         self.shared.give_back();
         if let Some(confirmer) = &mut self.confirmer {
             let _ = timeout_at(until, confirmer).await.map_err(|_| late())?;

@@ -86,7 +86,7 @@ impl LetterReader {
         let limits = StreamLimits {
             messages: bound,
             bytes: 0,
-            extension: Duration::from_secs(60),
+            extension: Duration::from_secs(10),
             lease: Duration::from_secs(3_600),
         };
         let mut stream = self.client.open_stream(&self.subscription, limits).await?;

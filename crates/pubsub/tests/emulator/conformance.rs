@@ -4,6 +4,7 @@
 use crate::{client, options};
 use messagepipeline::Publisher;
 use pubsub::{Client, ConsumerOptions, Ordering, PubSubConsumer, PublisherOptions};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::consumer_suite::{self as suite, Bounds, BusUnderTest, Features};
@@ -13,6 +14,8 @@ struct OnEmulator {
     project: PubSubProject,
     client: Client,
     settings: SubscriptionSettings,
+    /// Subscriptions that have had a consumer.
+    consumed: HashSet<String>,
 }
 
 fn on_emulator(test: &str, ordered: bool, exactly_once: bool) -> Option<OnEmulator> {
@@ -21,7 +24,7 @@ fn on_emulator(test: &str, ordered: bool, exactly_once: bool) -> Option<OnEmulat
     let client = client(&emulator.endpoint(), &project);
     let settings =
         SubscriptionSettings { ordering: ordered, exactly_once, ..SubscriptionSettings::default() };
-    Some(OnEmulator { project, client, settings })
+    Some(OnEmulator { project, client, settings, consumed: HashSet::new() })
 }
 
 impl BusUnderTest for OnEmulator {
@@ -56,6 +59,9 @@ impl BusUnderTest for OnEmulator {
             max_outstanding_bytes: bounds.bytes,
             ..options()
         };
+        if !self.consumed.insert(subscription.to_owned()) {
+            self.project.end_streams(subscription);
+        }
         self.client.consumer(subscription, options)
     }
 

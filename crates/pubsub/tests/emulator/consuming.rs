@@ -143,7 +143,7 @@ async fn messages_of_others_and_broken_ones_come_as_they_are() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_streams_share_a_subscription_and_close_in_mid_work_loses_nothing() {
     let test = "sixteen_streams_share_a_subscription_and_close_in_mid_work_loses_nothing";
-    let Some((_, client)) = set_up(test) else { return };
+    let Some((project, client)) = set_up(test) else { return };
     let published = messages(4_000);
     publish_all(&client, &published).await;
     let mut acknowledged = Vec::new();
@@ -163,6 +163,7 @@ async fn sixteen_streams_share_a_subscription_and_close_in_mid_work_loses_nothin
     }
     consumer.close().await.expect("the verdicts reach the service");
     let before = ids(&acknowledged);
+    project.end_streams(SUBSCRIPTION);
     let mut again = client.consumer(SUBSCRIPTION, options());
     let rest = acknowledge(&mut again, published.len() - before.len()).await;
     assert!(
@@ -175,7 +176,8 @@ async fn sixteen_streams_share_a_subscription_and_close_in_mid_work_loses_nothin
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exactly_once_confirms_every_acknowledgement_before_close_returns() {
     let settings = SubscriptionSettings { exactly_once: true, ..SubscriptionSettings::default() };
-    let Some((_, client)) = set_up_with("exactly_once_confirms_every_acknowledgement", &settings) else {
+    let Some((project, client)) = set_up_with("exactly_once_confirms_every_acknowledgement", &settings)
+    else {
         return;
     };
     let published = messages(500);
@@ -186,6 +188,7 @@ async fn exactly_once_confirms_every_acknowledgement_before_close_returns() {
     let received = acknowledge(&mut consumer, published.len()).await;
     assert_eq!(ids(&received), ids(&published));
     consumer.close().await.expect("all are confirmed");
+    project.end_streams(SUBSCRIPTION);
     let mut again = client.consumer(SUBSCRIPTION, options());
     only_a_new_message_comes(&client, &mut again).await;
 }

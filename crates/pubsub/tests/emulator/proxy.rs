@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-pub struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     connections: Arc<Mutex<Vec<JoinHandle<()>>>>,
     listener: JoinHandle<()>,
@@ -13,7 +13,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// Forwards to `target`.
-    pub async fn start(target: String) -> Self {
+    pub(crate) async fn start(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(Mutex::new(Vec::new()));
@@ -27,12 +27,12 @@ impl Proxy {
         Self { address, connections, listener }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// Breaks all connections off; new ones are taken.
-    pub fn cut(&self) -> usize {
+    pub(crate) fn cut(&self) -> usize {
         let connections = std::mem::take(&mut *self.connections.lock().unwrap());
         let open = connections.iter().filter(|connection| !connection.is_finished()).count();
         connections.iter().for_each(JoinHandle::abort);
