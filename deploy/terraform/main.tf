@@ -16,7 +16,10 @@ locals {
 data "google_project" "this" {}
 
 resource "google_project_service" "api" {
-  for_each = toset(["pubsub", "firestore", "bigquery", "bigquerystorage", "storage", "iam", "artifactregistry"])
+  for_each = toset(concat(
+    ["pubsub", "firestore", "bigquery", "bigquerystorage", "storage", "iam", "artifactregistry"],
+    var.redis_network == null ? [] : ["redis"],
+  ))
 
   service            = "${each.key}.googleapis.com"
   disable_on_destroy = false
@@ -74,4 +77,6 @@ resource "google_redis_instance" "cache" {
   memory_size_gb     = 1
   redis_version      = "REDIS_7_2"
   authorized_network = var.redis_network
+
+  depends_on = [google_project_service.api]
 }
