@@ -33,8 +33,8 @@ pub struct Parts {
     pub layers: Arc<dyn Fetcher<DeviceData>>,
     /// What changes in the registry; [`any_change`](::enrichment::any_change) for one that does not say what.
     pub changes: BoxStream<'static, Change>,
-    /// Where messages of unknown devices wait.
-    pub lot: Arc<dyn ParkingLot>,
+    /// Where messages of unknown devices wait. Without one nothing is parked, and `unknown_device: park` passes them.
+    pub lot: Option<Arc<dyn ParkingLot>>,
     /// Where messages go that are given up on.
     pub dead_letters: Arc<dyn DeadLetters>,
     /// The clock that tells how long a message has been parked.
@@ -94,12 +94,12 @@ impl Plan {
         let ages = Ages { max: config.cache.max_age.get(), negative: config.cache.negative_age.get() };
         let cache = Lru::new(config.cache.size as usize, ages, Some(names.over(parts.layers)))?;
         let cache: Arc<dyn Fetcher<DeviceData>> = Arc::new(cache);
-        let unknown = match config.unknown_device {
-            UnknownDevicePolicy::Pass => UnknownDevice::Pass,
-            UnknownDevicePolicy::DeadLetter => UnknownDevice::DeadLetter,
-            UnknownDevicePolicy::Park => {
-                UnknownDevice::Park { lot: Arc::clone(&parts.lot), clock: Arc::clone(&parts.clock) }
+        let unknown = match (config.unknown_device, &parts.lot) {
+            (UnknownDevicePolicy::DeadLetter, _) => UnknownDevice::DeadLetter,
+            (UnknownDevicePolicy::Park, Some(lot)) => {
+                UnknownDevice::Park { lot: Arc::clone(lot), clock: Arc::clone(&parts.clock) }
             }
+            (UnknownDevicePolicy::Pass, _) | (UnknownDevicePolicy::Park, None) => UnknownDevice::Pass,
         };
         let enricher = Enricher::new(self.keys, Arc::clone(&cache), unknown);
         let options = ServiceOptions {
@@ -112,15 +112,15 @@ impl Plan {
         let processor = PublishProcessor::new(Arc::clone(&parts.output));
         let service = BatchingService::new(options, limits, parts.consumer, enricher, processor);
         let settings = ReleaserSettings { max_age: config.park.max_age.get(), ..ReleaserSettings::default() };
-        let releaser = Releaser {
-            lot: parts.lot,
+        let releaser = parts.lot.map(|lot| Releaser {
+            lot,
             source,
             cache: Arc::clone(&cache),
             output: parts.output,
             dead_letters: parts.dead_letters,
             clock: parts.clock,
             settings,
-        };
+        });
         Ok((service, Background { cache, releaser, changes: parts.changes }))
     }
 }
@@ -128,7 +128,7 @@ impl Plan {
 /// What runs beside the service: the cache follows the registry, and parked messages come back.
 pub struct Background {
     cache: Arc<dyn Fetcher<DeviceData>>,
-    releaser: Releaser,
+    releaser: Option<Releaser>,
     changes: BoxStream<'static, Change>,
 }
 
@@ -137,9 +137,12 @@ impl Background {
     pub async fn run(self, shutdown: Shutdown) {
         // Parked messages are looked at when the caches have forgotten what changed.
         let (forgotten, changed) = watch::channel(0);
-        tokio::join!(
-            invalidate_on_change(&*self.cache, self.changes, &forgotten, shutdown.clone()),
-            self.releaser.run(changed, shutdown.clone()),
-        );
+        let release = async {
+            if let Some(releaser) = self.releaser {
+                releaser.run(changed, shutdown.clone()).await;
+            }
+        };
+        let invalidate = invalidate_on_change(&*self.cache, self.changes, &forgotten, shutdown.clone());
+        tokio::join!(invalidate, release);
     }
 }

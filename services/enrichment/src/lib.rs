@@ -3,6 +3,10 @@
 mod app;
 mod check;
 mod config;
+#[cfg(feature = "google")]
+pub mod google;
+#[cfg(feature = "google")]
+mod program;
 
 pub use ::enrichment::any_change;
 pub use app::{Background, Enrichment, Parts, Plan, STAGE};
@@ -10,3 +14,5 @@ pub use config::{
     CacheConfig, EnrichmentConfig, FieldNames, ParkConfig, RedisConfig, SourceConfig, SourceKind,
     UnknownDevicePolicy,
 };
+#[cfg(feature = "google")]
+pub use program::EnrichmentProgram;

@@ -191,7 +191,7 @@ async fn build_enrichment(
         registry: Arc::new(stores.registry.clone()),
         layers: Arc::new(stores.registry.clone()),
         changes: enrichment_service::any_change(stores.registry.changes()),
-        lot: stores.bus.parking_lot(),
+        lot: Some(stores.bus.parking_lot()),
         dead_letters: stores.bus.dead_letters_of(RAW, name, window).await?,
         clock: Arc::clone(clock),
         health: health.stage(name),

@@ -1,0 +1,202 @@
+//! A rig with the services on it.
+
+use crate::common::{bag, run, texts, Bag};
+use crate::service::{SERVICES, Service};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use testkit::rig::{BUCKET, Configuration, DATASET, Rig, RigOptions};
+
+/// How long arriving may stand still, on emulators that share two cores with everything else.
+const STANDSTILL: Duration = Duration::from_secs(90);
+/// How often it is looked at: every look at the warehouse costs its emulator a whole table.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The rig, and the replicas on it by service and number.
+pub(crate) struct Installation {
+    pub(crate) rig: Rig,
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) running: BTreeMap<(&'static str, usize), Service>,
+    /// What every service takes from its environment; a test puts a proxy in.
+    pub(crate) environment: Vec<(&'static str, String)>,
+    /// Further settings of ingestion, indented below `ingestion:`.
+    pub(crate) ingestion: String,
+    pub(crate) mqtt_url: String,
+    pub(crate) redis_url: String,
+}
+
+impl Installation {
+    /// A rig without services; `None` when a server is missing, which has been said.
+    pub(crate) fn new(test: &str, options: RigOptions) -> Option<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let rig = runtime.block_on(Rig::start(test, options))?;
+        let environment = rig.environment();
+        let Configuration { mqtt_url, redis_url, .. } = rig.configuration();
+        Some(Self {
+            rig,
+            runtime,
+            running: BTreeMap::new(),
+            environment,
+            ingestion: String::new(),
+            mqtt_url,
+            redis_url,
+        })
+    }
+
+    /// The configuration of replica `replica`, as a file. Replicas of ingestion share one subscription of the broker.
+    fn configuration(&self, replica: usize) -> PathBuf {
+        let data = self.data(replica);
+        let configuration = Configuration {
+            mqtt_url: self.mqtt_url.clone(),
+            redis_url: self.redis_url.clone(),
+            data,
+            extra: String::new(),
+        };
+        let more = format!("ingestion:\n{}", self.ingestion);
+        let text = configuration
+            .to_string()
+            .replace("client_id: rig", &format!("client_id: rig-{replica}"))
+            .replace("filter: \"#\"", "filter: \"$share/millstream/#\"")
+            .replace("ingestion:\n", &more);
+        let path = self.rig.folder().join(format!("cloud-{replica}.yaml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Data folder of replica `replica`.
+    pub(crate) fn data(&self, replica: usize) -> PathBuf {
+        self.rig.folder().join(format!("data-{replica}"))
+    }
+
+    /// Starts a replica of `service`.
+    pub(crate) fn start(&mut self, service: &'static str, replica: usize) {
+        let configuration = self.configuration(replica);
+        let folder = self.rig.folder().join(format!("{service}-{replica}"));
+        let started = Service::start(service, &folder, &configuration, &self.environment);
+        self.running.insert((service, replica), started);
+    }
+
+    /// Starts `replicas` of every service and waits until all are ready.
+    pub(crate) fn start_all(&mut self, replicas: usize) {
+        for replica in 0..replicas {
+            for service in SERVICES {
+                self.start(service, replica);
+            }
+        }
+        self.running.values_mut().for_each(Service::ready);
+    }
+
+    /// SIGTERM to every service, in the order of the path; each must end well.
+    pub(crate) fn stop_all(&mut self) {
+        for service in SERVICES {
+            let replicas: Vec<_> = self.running.keys().filter(|(name, _)| *name == service).copied().collect();
+            for replica in replicas {
+                let (status, log) = self.running.remove(&replica).unwrap().stop();
+                assert_eq!(status.code(), Some(0), "{replica:?}:\n{log}");
+            }
+        }
+    }
+
+    /// Plays `files` into the broker; all of it must be acknowledged.
+    pub(crate) fn feed(&self, files: &[PathBuf], rate: &str) {
+        let mut arguments = vec!["feed", "--broker", self.mqtt_url.as_str(), "--rate", rate];
+        arguments.extend(files.iter().map(|file| file.to_str().unwrap()));
+        let output = run(self.rig.folder(), &arguments);
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(0), "{stdout}\n{stderr}");
+    }
+
+    /// Waits until both sinks have `count` distinct messages; while there are more every now and then, it waits on.
+    pub(crate) fn wait_for(&self, count: usize) {
+        let (mut moved, mut before) = (Instant::now(), (0, 0));
+        loop {
+            let now = (self.row_ids().len(), self.line_ids().len());
+            if now.0 >= count && now.1 >= count {
+                return;
+            }
+            if now != before {
+                (before, moved) = (now, Instant::now());
+            }
+            if moved.elapsed() > STANDSTILL {
+                let logs: Vec<_> = self.running.values().map(|s| format!("{}: {}", s.name, s.log_tail())).collect();
+                panic!("{now:?} rows and lines of {count} arrived, and no more come:\n{}", logs.join("\n"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn rows(&self, columns: &str) -> Vec<Value> {
+        // The table is there once the service has opened it.
+        if self.rig.bigquery.table(DATASET, "messages").is_none() {
+            return Vec::new();
+        }
+        self.rig.bigquery.query(&format!("SELECT {columns} FROM `{DATASET}.messages`"))
+    }
+
+    /// Distinct message ids in the warehouse.
+    pub(crate) fn row_ids(&self) -> BTreeSet<String> {
+        self.rows("message_id").into_iter().map(|row| text(&row["message_id"])).collect()
+    }
+
+    /// How many rows are there, copies of a message included.
+    pub(crate) fn row_count(&self) -> usize {
+        self.rows("message_id").len()
+    }
+
+    /// Payloads of all rows.
+    pub(crate) fn row_payloads(&self) -> Bag {
+        let decode = |row: Value| base64_simd::STANDARD.decode_to_vec(text(&row["payload"])).unwrap();
+        bag(self.rows("payload").into_iter().map(decode))
+    }
+
+    /// All lines of the archive.
+    pub(crate) fn lines(&self) -> Vec<icestore::ArchivedMessage> {
+        let mut lines = Vec::new();
+        for (name, bytes) in self.rig.storage.objects(BUCKET) {
+            let mut text = Vec::new();
+            icestore::decompress(&name, &bytes[..]).unwrap().read_to_end(&mut text).unwrap();
+            let object = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            lines.extend(object.map(|line| icestore::decode_line(line).unwrap()));
+        }
+        lines
+    }
+
+    fn line_ids(&self) -> BTreeSet<String> {
+        self.lines().into_iter().map(|line| line.id.to_string()).collect()
+    }
+
+    /// Payloads of all lines.
+    pub(crate) fn line_payloads(&self) -> Bag {
+        bag(self.lines().into_iter().map(|line| line.payload.to_vec()))
+    }
+
+    /// `millstream books --json` over the ledgers of `replicas` replicas, when nothing is on its way.
+    pub(crate) fn books(&self, replicas: usize) -> Value {
+        let configuration = self.configuration(0);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.arg("--config").arg(configuration).args(["books", "--json", "--pending-age", "0s"]);
+        for replica in 0..replicas {
+            command.arg("--ledger").arg(self.data(replica).join("ledger"));
+        }
+        let output = command.envs(self.environment.iter().map(|(name, value)| (name, value))).output().unwrap();
+        let (stdout, stderr) = texts(&output);
+        let report: Value =
+            serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"));
+        assert_eq!(report["balanced"], true, "{report:#}");
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        report
+    }
+
+    /// Devices as `millstream devices import` takes them, into Firestore.
+    pub(crate) fn import_devices(&self, csv: &str) {
+        let file = self.rig.folder().join("devices.csv");
+        std::fs::write(&file, csv).unwrap();
+        self.rig.import_devices(Path::new(&file)).unwrap();
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("a text and not {value}")).to_owned()
+}
