@@ -74,6 +74,14 @@ struct State {
     is_closed: bool,
 }
 
+/// What `next` finds.
+enum HandedOut {
+    Messages(Vec<Delivery>),
+    /// The consumer is closed.
+    End,
+    Nothing,
+}
+
 /// A message that waits to be handed out.
 pub(crate) struct Queued {
     pub(crate) message: Message,
@@ -170,11 +178,14 @@ impl Consumer for PubSubConsumer {
         loop {
             // One consumer waits here at a time, so that its permit is never lost.
             let arrival = self.shared.arrival.notified();
-            if let Some(answer) = self.shared.hand_out(&self.options)? {
-                let settle: Arc<dyn Settle> = self.shared.clone();
-                return Ok(answer.map(|deliveries| Chunk::new(settle, deliveries)));
+            match self.shared.hand_out(&self.options)? {
+                HandedOut::Messages(deliveries) => {
+                    let settle: Arc<dyn Settle> = self.shared.clone();
+                    return Ok(Some(Chunk::new(settle, deliveries)));
+                }
+                HandedOut::End => return Ok(None),
+                HandedOut::Nothing => arrival.await,
             }
-            arrival.await;
         }
     }
 
@@ -271,19 +282,18 @@ impl Shared {
         self.state.lock().held().0 == 0
     }
 
-    /// What can be handed out now: messages, the end, or nothing yet.
-    #[expect(clippy::type_complexity, reason = "three answers, each used once")]
-    fn hand_out(&self, options: &ConsumerOptions) -> Result<Option<Option<Vec<Delivery>>>, PubSubError> {
+    /// What can be handed out now.
+    fn hand_out(&self, options: &ConsumerOptions) -> Result<HandedOut, PubSubError> {
         let mut stale = Vec::new();
         let mut state = self.state.lock();
         if state.is_closed {
-            return Ok(Some(None));
+            return Ok(HandedOut::End);
         }
         let deliveries = state.take(self.limits, Instant::now(), options, &mut stale);
         let answer = match (deliveries.is_empty(), &state.failure) {
-            (false, _) => Ok(Some(Some(deliveries))),
+            (false, _) => Ok(HandedOut::Messages(deliveries)),
             (true, Some(error)) if state.queue.is_empty() => Err(error.clone()),
-            (true, _) => Ok(None),
+            (true, _) => Ok(HandedOut::Nothing),
         };
         drop(state);
         if !stale.is_empty() {
