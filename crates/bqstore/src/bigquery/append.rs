@@ -167,8 +167,11 @@ impl Appender {
             }
             // Nobody knows what is still on its way.
             Err(Error::Deadline { .. }) => self.pause(),
-            Err(_) => {
-                self.pause();
+            Err(error) => {
+                if !matches!(error, Error::Refused { .. } | Error::Changing(_)) {
+                    self.pause();
+                }
+                // It may have failed already; then this says so once more.
                 let _ = timeout(limit, connection.writer.finish()).await;
             }
         }

@@ -89,6 +89,7 @@ impl Rest {
     pub(super) fn new(options: &BigQueryOptions) -> Result<Self, Error> {
         let endpoint = options.endpoints.as_ref().map_or(GOOGLE, |endpoints| &endpoints.rest);
         let http = reqwest::Client::builder()
+            .user_agent("millstream")
             .build()
             .map_err(|error| Error::Settings(format!("the HTTP client cannot be made: {}", chain(&error))))?;
         let root = format!("{}{VERSION}/projects/{}", endpoint.trim_end_matches('/'), options.project);

@@ -3,7 +3,7 @@
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, StatusCode, Uri};
 use bigquery::testing::BigQueryFake;
 use bigquery::{BigQueryDatasetId, BigQueryFieldType, BigQuerySchemaColumn, BigQuerySchemaColumnsBuilder};
@@ -13,7 +13,7 @@ use messagepipeline::MessageId;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,8 +39,10 @@ pub(crate) struct Rest {
 pub(crate) struct Tables {
     /// Descriptions of tables and views by name; none while there is no dataset.
     pub(crate) tables: Option<BTreeMap<String, Value>>,
-    /// Rows that insertAll stored, as they came, and by insertId.
+    /// Rows that insertAll stored, as they came.
     pub(crate) inserted: Vec<Value>,
+    /// Their insertIds.
+    inserted_ids: HashSet<String>,
     /// Calls as `METHOD path`.
     pub(crate) calls: Vec<String>,
     /// Answers in place of the next calls whose `METHOD path` ends like this.
@@ -70,7 +72,8 @@ impl Google {
         let rest = Arc::new(Rest { storage: Arc::clone(&storage), state: Mutex::new(state) });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("an address"));
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&rest));
+        let router =
+            Router::new().fallback(answer).layer(DefaultBodyLimit::disable()).with_state(Arc::clone(&rest));
         let server = tokio::spawn(async move {
             let _ = axum::serve(listener, router).await;
         });
@@ -94,7 +97,7 @@ impl Google {
     /// All rows, in the order in which they were stored.
     pub(crate) fn rows(&self) -> Vec<(MessageId, Vec<u8>)> {
         let rows: Vec<StoredRow> = self.storage.rows(Self::table()).unwrap_or_default();
-        rows.into_iter().map(|row| pair(row)).collect()
+        rows.into_iter().map(pair).collect()
     }
 
     /// The rows after all changes were applied by primary key.
@@ -235,8 +238,11 @@ impl Rest {
                     let error = json!({"reason": reason, "location": "value", "message": message});
                     errors.push(json!({"index": index, "errors": [error]}));
                 }
-                _ if state.inserted.iter().any(|stored| stored["insertId"] == row["insertId"]) => {}
-                _ => state.inserted.push(row.clone()),
+                _ => {
+                    if state.inserted_ids.insert(row["insertId"].to_string()) {
+                        state.inserted.push(row.clone());
+                    }
+                }
             }
         }
         (200, if errors.is_empty() { json!({}) } else { json!({ "insertErrors": errors }) })

@@ -1,7 +1,7 @@
 //! Rows into BigQuery: what the service promises is played by doubles in this process, the round trip of real rows
 //! through SQL by the emulator.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
 
 mod append;
 mod emulator;

@@ -156,9 +156,7 @@ async fn a_table_that_is_removed_stops_the_stream_until_it_is_back() {
 /// Makes the default table with `change` made to its columns, by somebody else.
 async fn table_with(google: &Google, change: impl FnOnce(&mut Vec<Value>)) {
     open(google.options()).await;
-    let mut state = google.rest.state.lock();
-    let mut table = state.tables.as_mut().unwrap().remove(TABLE).unwrap();
-    drop(state);
+    let mut table = google.rest.state.lock().tables.as_mut().unwrap().remove(TABLE).unwrap();
     google.storage.db().fluent().schema().table(reference(TABLE)).delete().await.unwrap();
     change(table["schema"]["fields"].as_array_mut().unwrap());
     let options = google.options();
