@@ -4,16 +4,20 @@
 
 use google_cloud_auth::credentials::anonymous;
 use icestore::gcs::{GcsOptions, GcsReader, GcsStore};
+use icestore::replay::{Replay, ReplayOptions, Replayed, Selection};
 use icestore::{
-    ArchiveObject, ArchiveProcessor, ArchiveSettings, BatchKey, NameRange, ObjectReader, ObjectStore,
-    PutOutcome, payload_fingerprint,
+    ArchiveObject, ArchiveProcessor, ArchiveSettings, ArchiveTransformer, BatchKey, KeyConfig,
+    LocationSources, NameRange, ObjectReader, ObjectStore, Prefix, PutOutcome, payload_fingerprint,
 };
 use messagepipeline::{
-    BatchOutcome, BatchProcessor, Digest, ErrorClass, Item, Message, StageError, SystemClock, Timestamp,
+    BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Digest, Enrichment, ErrorClass, Item,
+    Message, ServiceOptions, Shutdown, StageError, Summary, SystemClock, Timestamp,
 };
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::gcs_fake::{GcsFake, GcsFault, GcsRequest};
+use testkit::memory::MemoryBus;
+use testkit::scripted_consumer::{ScriptedConsumer, Step};
 use testkit::sink_suite::{self as suite, ArchiveUnderTest};
 
 const BUCKET: &str = "archive";
@@ -302,4 +306,96 @@ async fn a_large_object_arrives_whole_over_a_connection_that_is_cut() {
     bucket.0.fault(GcsRequest::Upload, [Some(GcsFault::Cut)]);
     assert_eq!(store.put(object.clone()).await.unwrap(), PutOutcome::Stored);
     assert_eq!(bucket.0.objects(BUCKET)[object.name.as_str()], object.bytes);
+}
+
+/// Runs the whole service over `messages`, with groups of `count` at most.
+async fn archived(bucket: &Bucket, messages: &[Message], count: usize) -> Summary {
+    let consumer = ScriptedConsumer::new([Step::Chunk(messages.to_vec()), Step::End]);
+    let transformer = ArchiveTransformer::new(LocationSources::new(&KeyConfig::default()).unwrap());
+    let limits = BatchLimits { count, age: Duration::from_secs(60), ..BatchLimits::default() };
+    let options = ServiceOptions { workers: 2, ..ServiceOptions::new("archive") };
+    BatchingService::new(options, limits, consumer, transformer, processor(bucket.store().await))
+        .keyed(|item| item.value.clone())
+        .run(Shutdown::new())
+        .await
+        .unwrap()
+}
+
+fn at(mut messages: Vec<Message>, locations: &[Option<&str>]) -> Vec<Message> {
+    for (message, location) in messages.iter_mut().zip(locations) {
+        if let Some(location) = location {
+            message.enrichment = Enrichment::from_text(&format!(r#"{{"location_id":"{location}"}}"#)).unwrap();
+        }
+    }
+    messages
+}
+
+#[tokio::test]
+async fn seven_messages_of_one_place_in_groups_of_five_make_two_objects() {
+    let mut bucket = Bucket::new().await;
+    let messages = suite::messages(7);
+    assert_eq!(archived(&bucket, &messages, 5).await.done, 7);
+    assert_eq!(bucket.0.objects(BUCKET).len(), 2);
+    assert_lines(&mut bucket, &messages).await;
+}
+
+#[tokio::test]
+async fn four_messages_of_two_places_and_of_none_make_three_objects() {
+    let mut bucket = Bucket::new().await;
+    let messages = at(suite::messages(4), &[Some("loc-a"), Some("loc-b"), Some("loc-a"), None]);
+    assert_eq!(archived(&bucket, &messages, 10).await.done, 4);
+    let objects = bucket.0.objects(BUCKET);
+    let folders: Vec<_> = objects.keys().map(|name| name.rsplit_once('/').unwrap().0).collect();
+    assert_eq!(folders.len(), 3);
+    for folder in ["2023/01/04", "2023/01/04/loc-a", "2023/01/04/loc-b"] {
+        assert!(folders.contains(&folder), "{folders:?}");
+    }
+    assert_lines(&mut bucket, &messages).await;
+}
+
+#[tokio::test]
+async fn a_bucket_is_replayed_into_a_topic_with_equal_payloads() {
+    let bucket = Bucket::new().await;
+    let locations: Vec<_> = (0..500).map(|n| [Some("loc-a"), None, Some("loc-b")][n % 3]).collect();
+    let mut messages = at(suite::messages(500), &locations);
+    for (n, message) in messages.iter_mut().enumerate() {
+        message.publish_time = Timestamp::from_micros(1_672_867_882_661_042 + n as i64 * 60_000_000);
+    }
+    assert_eq!(archived(&bucket, &messages, 20).await.done, 500);
+    let reader = GcsReader::connect(&bucket.options()).await.unwrap();
+    let (bus, selection, shutdown) = (MemoryBus::new(), Selection::default(), Shutdown::new());
+    let publisher = bus.publisher("again");
+    let options = ReplayOptions::default();
+    let replay = Replay::new(&reader, &publisher, &selection, options, |_| Duration::ZERO, &shutdown);
+    assert_eq!(replay.run().await.unwrap(), Replayed::Complete);
+    let again = bus.messages("again");
+    assert_eq!(again.len(), messages.len());
+    for (again, message) in again.iter().zip(&messages) {
+        assert_eq!((again.id, &again.payload), (message.id, &message.payload));
+        assert_eq!((again.publish_time, &again.enrichment), (message.publish_time, &message.enrichment));
+    }
+    // Every object was read once: their metadata tell when its turn comes.
+    assert_eq!(bucket.0.requests(GcsRequest::Read), bucket.0.objects(BUCKET).len() as u64);
+}
+
+#[tokio::test]
+async fn a_folder_of_the_bucket_is_its_own_archive() {
+    let bucket = Bucket::new().await;
+    let messages = suite::messages(3);
+    let settings = ArchiveSettings { prefix: Prefix::parse("site-a").unwrap(), ..ArchiveSettings::default() };
+    let store = Arc::new(bucket.store().await);
+    let processor = ArchiveProcessor::new(store, settings, Arc::new(SystemClock));
+    assert!(is_done(&processor.process(&items(&messages)).await));
+    let names: Vec<_> = bucket.0.objects(BUCKET).into_keys().collect();
+    assert!(names[0].starts_with("site-a/2023/01/04/loc/"), "{names:?}");
+    let reader = GcsReader::connect(&bucket.options()).await.unwrap();
+    let (bus, shutdown) = (MemoryBus::new(), Shutdown::new());
+    let publisher = bus.publisher("again");
+    for (prefix, expected) in [("site-b", 0), ("site-a", 3)] {
+        let selection = Selection { prefix: Prefix::parse(prefix).unwrap(), ..Selection::default() };
+        let options = ReplayOptions::default();
+        let replay = Replay::new(&reader, &publisher, &selection, options, |_| Duration::ZERO, &shutdown);
+        assert_eq!(replay.run().await.unwrap(), Replayed::Complete);
+        assert_eq!(bus.messages("again").len(), expected);
+    }
 }
