@@ -62,7 +62,9 @@ pub(crate) struct Answer {
 /// From when on a listener wants to hear of changes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Since {
+    /// After this moment.
     Moment(prost_types::Timestamp),
+    /// After what an earlier stream has told.
     Token(Vec<u8>),
 }
 

@@ -86,7 +86,10 @@ impl Listener {
         };
         Ok(match progress.hear(heard, self.client.collection())? {
             Meaning::Nothing => None,
-            Meaning::Changed(change) => Some(change),
+            Meaning::Changed(change) => {
+                self.works();
+                Some(change)
+            }
             Meaning::Current => {
                 self.works();
                 None
@@ -120,8 +123,7 @@ impl Listener {
     /// Gives the stream up and waits until it is time for another one.
     async fn pause_after(&mut self, error: &Error) {
         self.hearing = None;
-        if let Error::Invalid { .. } = error {
-            // The server does not know any more where we were.
+        if place_is_lost(error) {
             self.look_back = Duration::ZERO;
             self.progress = None;
             self.missed = true;
@@ -133,4 +135,10 @@ impl Listener {
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Whether the server does not know any more where we were ("The requested snapshot version is too old"), or does not
+/// look back as far as it was asked to.
+fn place_is_lost(error: &Error) -> bool {
+    matches!(error, Error::Invalid { .. } | Error::Refused { code: "FAILED_PRECONDITION", .. })
 }

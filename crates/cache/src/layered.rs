@@ -38,6 +38,28 @@ pub trait Store<V>: Send + Sync {
     fn clear(&self) -> BoxFuture<'_, Result<(), FetchError>>;
 }
 
+impl<V, S: Store<V> + ?Sized> Store<V> for Arc<S> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn get<'a>(&'a self, keys: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Option<Fetched<V>>>, FetchError>> {
+        (**self).get(keys)
+    }
+
+    fn put(&self, entries: Vec<(Box<str>, Fetched<V>)>) {
+        (**self).put(entries);
+    }
+
+    fn remove<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), FetchError>> {
+        (**self).remove(key)
+    }
+
+    fn clear(&self) -> BoxFuture<'_, Result<(), FetchError>> {
+        (**self).clear()
+    }
+}
+
 /// A layer over a [`Store`]. While the store fails, every look-up goes to the next layer; the log says when that
 /// begins and when it ends. What is invalidated while it is fetched is not put into the store.
 pub struct Layered<V, S> {
