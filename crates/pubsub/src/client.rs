@@ -35,7 +35,10 @@ impl Client {
         PubSubPublisher::new(self.clone(), self.resource("topic", topic), options)
     }
 
-    /// Publishes bytes to `topic` without waiting for the answer.
+    /// Publishes bytes to `topic` without waiting for the answer; at most `max_outstanding` messages wait for theirs.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     #[must_use]
     pub fn simple_publisher(&self, topic: &str, max_outstanding: usize) -> SimplePublisher {
         SimplePublisher::new(self.clone(), self.resource("topic", topic), max_outstanding)

@@ -66,7 +66,7 @@ struct State {
     tally: Tally,
     /// Acknowledgements that must be confirmed.
     confirm: Vec<(u64, ExactlyOnce)>,
-    /// Acknowledgements that the service did not confirm.
+    /// Acknowledgements that the service did not confirm after the consumer was closed.
     unconfirmed: usize,
     failure: Option<PubSubError>,
     /// Every stream that may still have verdicts to send.
@@ -138,29 +138,28 @@ impl PubSubConsumer {
     /// Ends the streams, gives back what has no verdict, and waits until the rest has reached the service.
     async fn finish(&mut self) -> Result<(), PubSubError> {
         let until = Instant::now() + self.options.close_deadline;
-        let late = || {
-            PubSubError::VerdictsLost(format!(
-                "{} did not take all verdicts in time",
-                self.subscription.full()
-            ))
-        };
+        let name = self.subscription.full();
+        let late = || PubSubError::VerdictsLost(format!("{name} did not take all verdicts in time"));
         self.closing.cancel();
-        // The streams end first: what is given back must not come to them again.
-        for task in &mut self.tasks {
+        // The streams end first: what is given back must not come to them again. A task is forgotten when it has ended,
+        // so that a close that was given up can be called again.
+        while let Some(task) = self.tasks.last_mut() {
             // A panic in it has been reported by the runtime.
             let _ = timeout_at(until, task).await.map_err(|_| late())?;
+            self.tasks.pop();
         }
         self.shared.give_back();
         if let Some(confirmer) = &mut self.confirmer {
             let _ = timeout_at(until, confirmer).await.map_err(|_| late())?;
+            self.confirmer = None;
         }
-        let streams = std::mem::take(&mut self.shared.state.lock().streams);
+        let streams = self.shared.state.lock().streams.clone();
         for stream in streams {
             timeout_at(until, stream.shutdown()).await.map_err(|_| late())?;
         }
         match self.shared.state.lock().unconfirmed {
             0 => Ok(()),
-            count => Err(PubSubError::VerdictsLost(format!("{count} acknowledgements were not confirmed"))),
+            count => Err(PubSubError::VerdictsLost(format!("{name} confirmed {count} acknowledgements not"))),
         }
     }
 }
@@ -190,10 +189,7 @@ impl Consumer for PubSubConsumer {
     }
 
     async fn close(&mut self) -> Result<(), StageError> {
-        let ended = self.finish().await;
-        self.tasks.clear();
-        self.confirmer = None;
-        Ok(ended?)
+        Ok(self.finish().await?)
     }
 }
 
@@ -219,8 +215,6 @@ impl Shared {
         if messages.is_empty() {
             return;
         }
-        let again = messages.iter().filter(|queued| queued.handler.delivery_attempt() > Some(1)).count();
-        self.redelivered.increment(again as u64);
         let weight: usize = messages.iter().map(|queued| queued.message.weight()).sum();
         let refused = {
             let mut state = self.state.lock();
@@ -290,12 +284,14 @@ impl Shared {
             return Ok(HandedOut::End);
         }
         let deliveries = state.take(self.limits, Instant::now(), options, &mut stale);
+        let again = deliveries.iter().filter(|delivery| delivery.message.attempt > 1).count();
         let answer = match (deliveries.is_empty(), &state.failure) {
             (false, _) => Ok(HandedOut::Messages(deliveries)),
             (true, Some(error)) if state.queue.is_empty() => Err(error.clone()),
             (true, _) => Ok(HandedOut::Nothing),
         };
         drop(state);
+        self.redelivered.increment(again as u64);
         if !stale.is_empty() {
             self.expired.increment(stale.len() as u64);
             self.room.notify_waiters();
@@ -325,11 +321,18 @@ impl Shared {
 
     /// What became of acknowledgements.
     pub(crate) fn confirmed(&self, tokens: &[(u64, bool)]) {
-        let mut state = self.state.lock();
-        for (token, is_confirmed) in tokens {
-            state.unconfirmed += usize::from(!is_confirmed);
-            state.window.finish(*token);
+        let refused = tokens.iter().filter(|(_, is_confirmed)| !is_confirmed).count();
+        if refused > 0 {
+            tracing::warn!(
+                messages = refused,
+                "acknowledgements were not confirmed; the messages come again"
+            );
         }
+        let mut state = self.state.lock();
+        if state.is_closed {
+            state.unconfirmed += refused;
+        }
+        tokens.iter().for_each(|(token, _)| state.window.finish(*token));
         drop(state);
         self.arrival.notify_one();
         self.room.notify_waiters();

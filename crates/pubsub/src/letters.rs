@@ -10,7 +10,7 @@ use messagepipeline::{Message, MessageId, Skipped, Timestamp};
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Messages between the task that reads and the caller.
 const AHEAD: usize = 256;
@@ -114,14 +114,15 @@ impl LetterReader {
                 Ok(None) => break Err(PubSubError::Closed),
             }
         };
-        incoming.close();
+        // The stream ends first: what is given back must not come to it again.
+        reader.abort();
+        let back = Instant::now() + GIVE_BACK;
+        let _ = timeout_at(back, reader).await;
         drop(incoming);
         let (records, copies) = (shown.seen.len(), shown.copies);
         drop(shown);
-        let back = Instant::now() + GIVE_BACK;
         // Without its answer the leases run out by themselves.
-        let _ = tokio::time::timeout_at(back, token.shutdown()).await;
-        let _ = tokio::time::timeout_at(back, reader).await;
+        let _ = timeout_at(back, token.shutdown()).await;
         ended.map(|is_complete| Listing { records, copies, is_complete })
     }
 }

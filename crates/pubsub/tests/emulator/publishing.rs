@@ -97,6 +97,40 @@ async fn a_message_that_is_too_large_fails_alone() {
     all_done(publish(&publisher, &published).await).expect("it fits");
 }
 
+/// The topic has a schema, so the emulator refuses a whole request for one message, as the service does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_the_service_refuses_fails_alone_and_its_neighbours_are_published_once() {
+    let test = "a_message_that_the_service_refuses_fails_alone_and_its_neighbours_are_published_once";
+    let Some(emulator) = PubSubEmulator::shared(test) else { return };
+    let project = emulator.new_project();
+    let field = serde_json::json!({"name": "value", "type": "int"});
+    let schema = serde_json::json!({"type": "record", "name": "Reading", "fields": [field]});
+    project.create_topic_with_schema(TOPIC, &schema);
+    project.create_subscription(SUBSCRIPTION, TOPIC, &SubscriptionSettings::default());
+    let client = client(&emulator.endpoint(), &project);
+    for ordering in [Ordering::None, Ordering::ByDevice { keys: 2 }] {
+        let publisher = client.publisher(TOPIC, PublisherOptions { ordering, ..PublisherOptions::default() });
+        let mut published = messages(100);
+        for (n, message) in published.iter_mut().enumerate() {
+            message.payload = format!("{{\"value\":{n}}}").into();
+        }
+        published[40].payload = "no document".into();
+        let BatchOutcome::Each(results) = publish(&publisher, &published).await else {
+            panic!("one answer each")
+        };
+        for (n, result) in results.iter().enumerate() {
+            let refusal = result.as_ref().err().map(|error| (error.class(), error.reason()));
+            assert_eq!(
+                refusal,
+                (n == 40).then_some((ErrorClass::Permanent, "pubsub-refused")),
+                "message {n}"
+            );
+        }
+        let pulled = project.drain(SUBSCRIPTION, 100, Duration::from_secs(2));
+        assert_eq!(pulled.len(), 99);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_a_device_keep_their_order_over_calls_under_few_keys() {
     let settings = SubscriptionSettings { ordering: true, ..SubscriptionSettings::default() };
