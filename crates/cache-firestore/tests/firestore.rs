@@ -36,7 +36,7 @@ fn document(id: &str) -> Value {
 }
 
 async fn next(changes: &mut BoxStream<'static, Change>) -> Change {
-    timeout(PATIENCE, changes.next()).await.expect("a change is heard").unwrap()
+    timeout(PATIENCE, changes.next()).await.unwrap().unwrap()
 }
 
 /// Writes a document of its own again and again until `changes` tell of it: from then on the listener listens. The
@@ -150,7 +150,7 @@ async fn until_answered(cache: &dyn Fetcher<Enrichment>, id: &str) {
             }
         }
     };
-    timeout(PATIENCE, asking).await.expect("an answer");
+    timeout(PATIENCE, asking).await.unwrap();
 }
 
 #[tokio::test]
