@@ -55,7 +55,9 @@ impl Error {
     pub const fn class(&self) -> ErrorClass {
         match self {
             Self::InvalidLine(_) => ErrorClass::Permanent,
-            Self::InvalidName { .. } | Self::InvalidSource(_) | Self::InvalidDay(_) => ErrorClass::Configuration,
+            Self::InvalidName { .. } | Self::InvalidSource(_) | Self::InvalidDay(_) => {
+                ErrorClass::Configuration
+            }
             Self::Compression { .. } => ErrorClass::Transient,
             Self::Store { class, .. } => *class,
         }

@@ -6,9 +6,7 @@ use icestore::{
     ArchiveObject, ArchiveSettings, BatchKey, Compression, FolderReader, LineForm, NameRange, ObjectReader,
     payload_fingerprint,
 };
-use messagepipeline::{
-    Enrichment, ErrorClass, IdGenerator, Message, Shutdown, StageError, Timestamp, names,
-};
+use messagepipeline::{Enrichment, ErrorClass, IdGenerator, Message, Shutdown, StageError, Timestamp, names};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
@@ -35,7 +33,8 @@ fn messages(count: i64) -> Vec<Message> {
         ]
         .into_iter()
         .collect();
-        message.enrichment = Enrichment::from_text(&format!(r#"{{"location_id":"hall {}"}}"#, n % 2)).unwrap();
+        message.enrichment =
+            Enrichment::from_text(&format!(r#"{{"location_id":"hall {}"}}"#, n % 2)).unwrap();
         message
     };
     (0..count).map(message).collect()
@@ -120,9 +119,7 @@ async fn what_was_archived_comes_back_in_the_order_of_first_receipt_with_all_it_
 
 #[tokio::test(start_paused = true)]
 async fn both_forms_of_lines_and_both_compressions_give_back_the_payloads() {
-    for (form, compression) in
-        [(LineForm::Base64, Compression::Gzip), (LineForm::Json, Compression::Zstd)]
-    {
+    for (form, compression) in [(LineForm::Base64, Compression::Gzip), (LineForm::Json, Compression::Zstd)] {
         let folder = tempfile::tempdir().unwrap();
         let sent = messages(50);
         let settings = ArchiveSettings { form, compression, ..ArchiveSettings::default() };
@@ -153,10 +150,7 @@ async fn a_selection_by_day_location_and_device_plays_just_that() {
     };
     let first_day = |message: &&Message| message.publish_time.as_micros() < BEGIN + 60 * MINUTE;
     for (selection, expected) in [
-        (
-            select(None, day("2024-02-28"), "", ""),
-            sent.iter().filter(first_day).cloned().collect::<Vec<_>>(),
-        ),
+        (select(None, day("2024-02-28"), "", ""), sent.iter().filter(first_day).cloned().collect::<Vec<_>>()),
         (
             select(day("2024-02-29"), day("2024-02-29"), "hall 1", ""),
             sent.iter()

@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{Up, archive_payloads, bag, books, lines_of, run, small_recording, texts, warehouse, warehouse_payloads};
+use common::{
+    Up, archive_payloads, bag, books, lines_of, run, small_recording, texts, warehouse, warehouse_payloads,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

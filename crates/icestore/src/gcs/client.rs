@@ -365,7 +365,8 @@ fn message(body: &[u8]) -> String {
     struct Told {
         message: String,
     }
-    serde_json::from_slice::<Body>(body).map_or_else(|_| "no reason given".to_owned(), |body| body.error.message)
+    serde_json::from_slice::<Body>(body)
+        .map_or_else(|_| "no reason given".to_owned(), |body| body.error.message)
 }
 
 /// An error with its causes.

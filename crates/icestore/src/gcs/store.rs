@@ -171,7 +171,11 @@ impl Inner {
         }
         self.memory.lock().looked(object.name.folder());
         if !candidates.is_empty() {
-            tracing::debug!(objects = candidates.len(), folder = object.name.folder(), "archived objects read again");
+            tracing::debug!(
+                objects = candidates.len(),
+                folder = object.name.folder(),
+                "archived objects read again"
+            );
         }
         Ok(())
     }

@@ -124,7 +124,10 @@ pub struct Replay<'a, P> {
 impl<P> std::fmt::Debug for Replay<'_, P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let selection = &self.selection;
-        f.debug_struct("Replay").field("selection", selection).field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Replay")
+            .field("selection", selection)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -265,7 +268,9 @@ fn too_many(day: &str) -> StageError {
         place: day.to_owned(),
         reason: "replay-objects",
         class: ErrorClass::Configuration,
-        detail: format!("the day has more than {MAX_OBJECTS} objects; select locations and replay them in parts"),
+        detail: format!(
+            "the day has more than {MAX_OBJECTS} objects; select locations and replay them in parts"
+        ),
     }
     .into()
 }

@@ -59,7 +59,9 @@ fn respond(request: Request, path: &[&str], address: SocketAddr, state: &mut Sta
             false => no_bucket(),
         },
         ("GET", ["storage", "v1", "b", bucket, "o"]) => list(&request, bucket, state),
-        ("GET", ["storage", "v1", "b", bucket, "o", name @ ..]) => read(&request, bucket, &name.join("/"), state),
+        ("GET", ["storage", "v1", "b", bucket, "o", name @ ..]) => {
+            read(&request, bucket, &name.join("/"), state)
+        }
         ("DELETE", ["storage", "v1", "b", bucket, "o", name @ ..]) => {
             let deleted = state.delete(bucket, &name.join("/"));
             if deleted { Response::empty(204) } else { Response::error(404, "no such object") }
@@ -121,13 +123,11 @@ fn begin(request: &Request, bucket: &str, address: SocketAddr, state: &mut State
 fn describe(upload: &mut Upload, request: &Request, description: &Value) {
     let text = |name: &str| description[name].as_str().map(str::to_owned);
     upload.name = request.query.get("name").cloned().or_else(|| text("name")).unwrap_or_default();
-    upload.object.content_type =
-        text("contentType").unwrap_or_else(|| "application/octet-stream".to_owned());
+    upload.object.content_type = text("contentType").unwrap_or_else(|| "application/octet-stream".to_owned());
     upload.object.content_encoding = text("contentEncoding");
     let metadata = description["metadata"].as_object().into_iter().flatten();
-    upload.object.metadata = metadata
-        .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
-        .collect();
+    upload.object.metadata =
+        metadata.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect();
 }
 
 /// The description and the content of a multipart upload (RFC 2046, section 5.1).

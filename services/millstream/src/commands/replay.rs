@@ -41,7 +41,10 @@ pub(super) fn run(common: &Common, arguments: &ReplayArgs) -> Result<Exit, Failu
 /// Where messages go.
 enum Destination {
     /// The topic of the bus in this folder, whose lock is held.
-    Topic { topic: String, folder: DataFolder },
+    Topic {
+        topic: String,
+        folder: DataFolder,
+    },
     Broker(Box<FeedOptions>),
 }
 
@@ -114,7 +117,9 @@ async fn played(
     let progress = Progress::new(common.quiet, "messages");
     tasks.spawn("replay", async move {
         let played = match destination {
-            Destination::Topic { topic, folder } => to_topic(&config, plan, &topic, &folder, &progress, &shutdown).await,
+            Destination::Topic { topic, folder } => {
+                to_topic(&config, plan, &topic, &folder, &progress, &shutdown).await
+            }
             Destination::Broker(options) => Ok(to_broker(plan, *options, &progress, &shutdown).await),
         };
         progress.end();
