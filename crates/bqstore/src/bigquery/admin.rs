@@ -221,7 +221,7 @@ impl Admin {
         Ok(())
     }
 
-    fn missing(&self, remedy: &str) -> Error {
+    pub(super) fn missing(&self, remedy: &str) -> Error {
         Error::Missing { what: format!("table {}", self.options.table_name()), remedy: remedy.to_owned() }
     }
 

@@ -41,12 +41,12 @@ pub(super) struct Appender {
     client: OnceCell<BigQueryDb>,
     idle: Mutex<Vec<Connection>>,
     places: Semaphore,
-    rest: Mutex<Rest>,
+    recovery: Mutex<Recovery>,
 }
 
 /// The pause after failures.
 #[derive(Debug, Default)]
-struct Rest {
+struct Recovery {
     pause: Duration,
     until: Option<Instant>,
 }
@@ -99,7 +99,7 @@ impl Appender {
             client: OnceCell::new(),
             idle: Mutex::default(),
             places: Semaphore::new(options.max_in_flight),
-            rest: Mutex::default(),
+            recovery: Mutex::default(),
             options: options.clone(),
         })
     }
@@ -162,7 +162,7 @@ impl Appender {
         connection.written += sent.len() as u64;
         match &result {
             Ok(()) => {
-                *self.rest.lock() = Rest::default();
+                *self.recovery.lock() = Recovery::default();
                 self.idle.lock().push(connection);
             }
             // Nobody knows what is still on its way.
@@ -201,7 +201,7 @@ impl Appender {
             }
             let _ = timeout(self.options.timeout, connection.writer.finish()).await;
         }
-        let until = self.rest.lock().until;
+        let until = self.recovery.lock().until;
         if let Some(until) = until {
             sleep_until(until).await;
         }
@@ -249,9 +249,9 @@ impl Appender {
     }
 
     fn pause(&self) {
-        let mut rest = self.rest.lock();
-        rest.pause = (rest.pause * 2).clamp(PAUSES.0, PAUSES.1);
-        rest.until = Some(Instant::now() + rest.pause);
+        let mut recovery = self.recovery.lock();
+        recovery.pause = (recovery.pause * 2).clamp(PAUSES.0, PAUSES.1);
+        recovery.until = Some(Instant::now() + recovery.pause);
     }
 }
 

@@ -191,12 +191,14 @@ impl BigQueryInserter {
             Sender::Storage(appender) => appender.append(plan, rows).await,
             Sender::InsertAll(inserter) => inserter.insert(plan, rows).await,
         };
-        let Err(Error::Missing { what, remedy }) = result else { return result };
+        if !matches!(result, Err(Error::Missing { .. })) {
+            return result;
+        }
         self.forget(plan);
         // A new table is there for some parts of BigQuery minutes before it is there for others.
         match self.admin.exists().await {
             Ok(true) => Err(Error::Changing("it is new, and cannot take rows yet".to_owned())),
-            _ => Err(Error::Missing { what, remedy }),
+            _ => Err(self.admin.missing("create it, or set another table")),
         }
     }
 
