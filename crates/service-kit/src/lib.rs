@@ -44,3 +44,9 @@ pub use opening::open_when_possible;
 pub use run::{Exit, Failure, Outcome, Tasks};
 pub use sections::{HttpConfig, OtherSection, ShutdownConfig};
 pub use signals::{Signal, Signals};
+
+/// The static programs' allocator. That of musl takes one lock for all threads: chunks that one thread fills and another
+/// lets go cost five times the CPU.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
