@@ -11,6 +11,8 @@ use testkit::rig::{BUCKET, Configuration, DATASET, Rig, RigOptions};
 
 /// How long arriving may stand still, on emulators that share two cores with everything else.
 const STANDSTILL: Duration = Duration::from_secs(90);
+/// Rows read at a time.
+const PAGE: usize = 2_000;
 /// How often it is looked at: every look at the warehouse costs its emulator a whole table.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -61,7 +63,10 @@ impl Installation {
             .replace("filter: \"#\"", "filter: \"$share/millstream/#\"")
             .replace("ingestion:\n", &more);
         let path = self.rig.folder().join(format!("cloud-{replica}.yaml"));
-        std::fs::write(&path, text).unwrap();
+        // A service that has just been started may be reading it.
+        if std::fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+            std::fs::write(&path, text).unwrap();
+        }
         path
     }
 
@@ -112,7 +117,7 @@ impl Installation {
     pub(crate) fn wait_for(&self, count: usize) {
         let (mut moved, mut before) = (Instant::now(), (0, 0));
         loop {
-            let now = (self.row_ids().len(), self.line_ids().len());
+            let now = (self.rows_so_far().unwrap_or(before.0), self.line_ids().len());
             if now.0 >= count && now.1 >= count {
                 return;
             }
@@ -127,28 +132,28 @@ impl Installation {
         }
     }
 
-    fn rows(&self, columns: &str) -> Vec<Value> {
-        // The table is there once the service has opened it.
-        if self.rig.bigquery.table(DATASET, "messages").is_none() {
-            return Vec::new();
-        }
-        self.rig.bigquery.query(&format!("SELECT {columns} FROM `{DATASET}.messages`"))
+    /// Distinct message ids in the warehouse; `None` when the emulator would not say just now.
+    fn rows_so_far(&self) -> Option<usize> {
+        self.rig.bigquery.table(DATASET, "messages")?;
+        let sql = format!("SELECT COUNT(DISTINCT message_id) AS n FROM `{DATASET}.messages`");
+        text(&self.rig.bigquery.try_query(&sql).ok()?.first()?["n"]).parse().ok()
     }
 
-    /// Distinct message ids in the warehouse.
-    pub(crate) fn row_ids(&self) -> BTreeSet<String> {
-        self.rows("message_id").into_iter().map(|row| text(&row["message_id"])).collect()
-    }
-
-    /// How many rows are there, copies of a message included.
-    pub(crate) fn row_count(&self) -> usize {
-        self.rows("message_id").len()
-    }
-
-    /// Payloads of all rows.
+    /// Payloads of all rows. The emulator has not the memory for all of them in one answer.
     pub(crate) fn row_payloads(&self) -> Bag {
-        let decode = |row: Value| base64_simd::STANDARD.decode_to_vec(text(&row["payload"])).unwrap();
-        bag(self.rows("payload").into_iter().map(decode))
+        let query = |sql: String| self.rig.bigquery.query(&sql);
+        let ids = query(format!("SELECT DISTINCT message_id FROM `{DATASET}.messages` ORDER BY message_id"));
+        let ids: Vec<_> = ids.into_iter().map(|row| text(&row["message_id"])).collect();
+        let mut payloads = Vec::new();
+        for page in ids.chunks(PAGE) {
+            let (first, last) = (&page[0], &page[page.len() - 1]);
+            let sql = format!(
+                "SELECT payload FROM `{DATASET}.messages` WHERE message_id >= '{first}' AND message_id <= '{last}'"
+            );
+            let decode = |row: Value| base64_simd::STANDARD.decode_to_vec(text(&row["payload"])).unwrap();
+            payloads.extend(query(sql).into_iter().map(decode));
+        }
+        bag(payloads)
     }
 
     /// All lines of the archive.
