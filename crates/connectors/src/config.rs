@@ -113,6 +113,11 @@ pub struct PubSubConfig {
     /// Streams that a service receives over. One stream of Pub/Sub carries about 10 MB a second.
     #[schemars(range(min = 1, max = 64))]
     pub streams: u32,
+    /// By how much the lease of a message that is worked on is extended at a time, 10 s to 10 min: so long it takes after
+    /// a crash until Pub/Sub delivers to others what the process had.
+    pub lease_extension: Duration,
+    /// How long a message's lease is extended in all; one that is older is delivered again.
+    pub max_lease: Duration,
     /// Creates topics and subscriptions that are not there, with defaults; for trials. It needs more rights than
     /// publishing and subscribing.
     pub create: bool,
@@ -132,6 +137,8 @@ impl Default for PubSubConfig {
             wire: WireForm::default(),
             ordering_keys: 0,
             streams: 4,
+            lease_extension: Duration::from_mins(1),
+            max_lease: Duration::from_hours(1),
             create: false,
             publish_delay: Duration::from_millis(10),
             publish_timeout: Duration::from_mins(1),

@@ -97,6 +97,8 @@ impl PubSubBus {
             max_outstanding_messages: window.messages,
             max_outstanding_bytes: window.bytes,
             streams: self.config.streams as usize,
+            lease_extension: self.config.lease_extension.get(),
+            max_lease: self.config.max_lease.get(),
             seed: std::process::id().into(),
             ..ConsumerOptions::default()
         };

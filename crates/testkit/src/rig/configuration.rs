@@ -34,6 +34,9 @@ google:
   project: {PROJECT}
 bus:
   kind: pubsub
+  pubsub:
+    # The emulator does not notice that a reader died, and waits for the lease.
+    lease_extension: 10s
 ingestion:
   broker:
     url: {mqtt_url}

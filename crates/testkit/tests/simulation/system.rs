@@ -133,14 +133,16 @@ impl Parts<'_> {
         let (world, life, stores) = (self.world.clone(), self.life, self.stores);
         let registry = FaultyRegistry { world: world.clone(), life, registry: Arc::clone(&stores.registry) };
         let layer = FaultyLayer { world: world.clone(), life, layer: Arc::clone(&stores.layer) };
-        let registry: Arc<dyn Fetcher<Enrichment>> = Arc::new(Layered::new(layer, Some(Arc::new(registry))));
+        let registry: Arc<dyn Fetcher<Enrichment>> = Arc::new(registry);
+        let layers = Arc::new(Layered::new(layer, Some(Arc::clone(&registry))));
         let lot = FaultyLot { world, life, lot: Arc::clone(&stores.lot), room: stores.lot_room };
         let config = &self.config.enrichment;
         let parts = enrichment_service::Parts {
             consumer: self.consumer(enrichment_service::STAGE, config.max_in_flight_bytes.as_usize()),
             output: self.publisher("enriched", Op::PublishEnriched, Kind::RefusedEnriched),
             registry,
-            changes: stores.registry.changes.subscribe(),
+            layers,
+            changes: enrichment_service::any_change(stores.registry.changes.subscribe()),
             lot: Arc::new(lot),
             dead_letters: self.dead_letters(),
             clock: Arc::clone(self.clock),
