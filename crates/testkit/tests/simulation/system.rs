@@ -143,7 +143,7 @@ impl Parts<'_> {
             registry,
             layers,
             changes: enrichment_service::any_change(stores.registry.changes.subscribe()),
-            lot: Arc::new(lot),
+            lot: Some(Arc::new(lot)),
             dead_letters: self.dead_letters(),
             clock: Arc::clone(self.clock),
             health: self.health.stage(enrichment_service::STAGE),
