@@ -37,7 +37,7 @@ const KEPT: [(&str, &str); 5] = [
     ("archive.db", "which objects the archive has and which messages are in them"),
     ("archive", "all archive objects"),
 ];
-const OURS: [&str; 13] = [
+const OURS: [&str; 14] = [
     LOCK,
     FORMAT,
     NEW_FORMAT,
@@ -50,6 +50,7 @@ const OURS: [&str; 13] = [
     "registry.db",
     "archive.db",
     "archive",
+    "ledger",
     "archive-tmp",
 ];
 

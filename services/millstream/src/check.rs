@@ -1,6 +1,10 @@
 //! What the types alone cannot tell: whether the settings work, by themselves and together.
 
 use crate::config::Config;
+use crate::system::{asked_for, has_remote_sink};
+use connectors::BusKind;
+use enrichment_service::UnknownDevicePolicy;
+use icestore_service::ArchiveKind;
 use messagepipeline::{Clock, SystemClock};
 use service_kit::config::{Check, ConfigErrors, Duration, Loaded, Problem, pointer};
 
@@ -28,7 +32,12 @@ pub struct Plans {
 pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErrors> {
     let config = &loaded.value;
     let mut check = loaded.check();
-    let ingestion = ingestion_service::Plan::new(&config.ingestion, &[RAW]);
+    let routed: Vec<&str> = match config.bus.kind {
+        BusKind::Embedded => vec![RAW],
+        // Any topic of the project may be routed to.
+        BusKind::Pubsub => config.ingestion.routes.iter().map(|route| route.topic.as_str()).collect(),
+    };
+    let ingestion = ingestion_service::Plan::new(&config.ingestion, &routed);
     let ingestion = ingestion.map_err(|mistakes| mistakes.into_iter().map(Into::into).collect());
     let ingestion = collect(&mut check, "/ingestion", ingestion);
     let enrichment = collect(&mut check, "/enrichment", enrichment_service::Plan::new(&config.enrichment));
@@ -39,6 +48,7 @@ pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErr
             check.section("/ingestion", |check| check.warn(&pointer(&warning.path), &warning.message));
         }
     }
+    outside(config, &mut check);
     combinations(config, &mut check);
     leases(config, &mut check);
     crate::certificates::check(config, SystemClock.now(), &mut check);
@@ -59,6 +69,36 @@ fn no_plan_means_a_mistake() -> ConfigErrors {
 
 fn collect<T>(check: &mut Check, section: &str, plan: Result<T, Vec<(String, String)>>) -> Option<T> {
     plan.map_err(|mistakes| check.mistakes(section, mistakes)).ok()
+}
+
+/// What stands outside the data folder.
+fn outside(config: &Config, check: &mut Check) {
+    if !cfg!(feature = "google") {
+        for key in asked_for(config) {
+            check.error(
+                key,
+                "needs what this program was built without: build it with `cargo build --release --features google`",
+            );
+        }
+    }
+    let is_cloud = config.icestore.kind == ArchiveKind::CloudStorage;
+    if is_cloud && config.icestore.google.bucket.is_empty() {
+        check.error("/icestore/google/bucket", "is missing: name the bucket");
+    }
+    let retention = &config.retention;
+    if has_remote_sink(config) && (retention.warehouse.is_some() || retention.archive.is_some()) {
+        check.error(
+            "/retention",
+            "does not reach sinks outside the data folder: leave warehouse and archive out, and set an expiration of the \
+             table and a lifecycle of the bucket",
+        );
+    }
+    if config.bus.kind == BusKind::Pubsub && config.enrichment.unknown_device == UnknownDevicePolicy::Park {
+        check.error(
+            "/enrichment/unknown_device",
+            "is park, which Pub/Sub has no place for: set it to pass or dead-letter",
+        );
+    }
 }
 
 /// Windows, batches, ages and deadlines that work against each other.

@@ -6,6 +6,7 @@
 //!
 //! Needs some 50 bytes of memory for each message.
 
+use super::RemoteSink;
 use super::reconcile::{Past, Reconciled, Set, Source, reconcile};
 use super::report::{
     ArchiveLine, DeadLetterLine, LedgerLine, PendingLine, Report, StageLine, TopicLine, WarehouseLine,
@@ -50,24 +51,77 @@ pub struct CloudBooks {
     pub settled_before: Timestamp,
 }
 
-/// Ids in a store, sorted, with how many copies beyond the first there are.
-#[derive(Default)]
-struct Held {
-    ids: Vec<MessageId>,
-    copies: u64,
-}
-
-impl Held {
-    fn sort(&mut self) {
-        self.ids.sort_unstable();
-        let all = self.ids.len();
-        self.ids.dedup();
-        self.copies += (all - self.ids.len()) as u64;
+impl RemoteSink {
+    /// A sink with these ids, which may stand there several times.
+    fn new(place: String, mut ids: Vec<MessageId>, objects: u64) -> Self {
+        ids.sort_unstable();
+        let all = ids.len();
+        ids.dedup();
+        let copies = (all - ids.len()) as u64;
+        Self { place, ids, copies, objects }
     }
 
     fn has(&self, id: &MessageId) -> bool {
         self.ids.binary_search(id).is_ok()
     }
+}
+
+/// The ids in a table of BigQuery.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn read_rows(reader: &BigQueryReader, place: String) -> Result<RemoteSink, StageError> {
+    let (mut ids, mut copies) = (Vec::new(), 0);
+    let mut pages = reader.ids().await.map_err(StageError::from)?;
+    while let Some(page) = pages.next_page().await.map_err(StageError::from)? {
+        for (id, count) in page {
+            ids.push(id);
+            copies += count.saturating_sub(1);
+        }
+    }
+    let sink = RemoteSink::new(place, ids, 0);
+    Ok(RemoteSink { copies: sink.copies + copies, ..sink })
+}
+
+/// The ids in the objects below `prefix` of a bucket, all of which are read.
+///
+/// # Errors
+/// When an object cannot be read or is damaged.
+pub async fn read_lines(reader: &GcsReader, bucket: &str, prefix: &str) -> Result<RemoteSink, StageError> {
+    let range = NameRange { prefix: prefix.to_owned(), ..NameRange::default() };
+    let (mut ids, mut objects, mut page) = (Vec::new(), 0, None);
+    loop {
+        let listed = reader.list(&range, page).await?;
+        objects += listed.objects.len() as u64;
+        let reads =
+            listed.objects.into_iter().map(|object| async move { ids_in(reader, &object.name).await });
+        let mut reads = futures_util::stream::iter(reads).buffer_unordered(READ_AT_ONCE);
+        while let Some(some) = reads.try_next().await? {
+            ids.extend(some);
+        }
+        page = listed.next;
+        if page.is_none() {
+            return Ok(RemoteSink::new(format!("gs://{bucket}/{prefix}"), ids, objects));
+        }
+    }
+}
+
+async fn ids_in(reader: &GcsReader, name: &str) -> Result<Vec<MessageId>, StageError> {
+    let bytes = reader.read(name).await?;
+    let (object, place) = (name.to_owned(), reader.place(name));
+    let ids = tokio::task::spawn_blocking(move || {
+        let lines = BufReader::new(decompress(&object, &bytes[..]).map_err(|error| error.to_string())?);
+        let mut ids = Vec::new();
+        for line in lines.split(b'\n') {
+            let line = line.map_err(|error| error.to_string())?;
+            ids.push(decode_line(&line).map_err(|error| error.to_string())?.id);
+        }
+        Ok::<_, String>(ids)
+    });
+    let damaged = |detail: String| {
+        StageError::new(ErrorClass::Permanent, "archive-damaged", format!("{place}: {detail}"))
+    };
+    ids.await.map_err(|error| damaged(error.to_string()))?.map_err(damaged)
 }
 
 /// What was ended at each stage.
@@ -85,65 +139,18 @@ impl CloudBooks {
     /// # Errors
     /// When a store cannot be read.
     pub async fn report(&self) -> Result<Report, StageError> {
-        let (rows, (lines, objects), ended) = tokio::try_join!(self.rows(), self.lines(), self.ended())?;
+        let (rows, lines, ended) = tokio::try_join!(
+            read_rows(&self.warehouse, self.table.0.clone()),
+            read_lines(&self.archive, &self.bucket, &self.prefix),
+            self.ended()
+        )?;
         let mut published = self.ledger.clone();
         published.extend(rows.ids.iter().chain(&lines.ids));
         published.sort_unstable();
         published.dedup();
         let beyond = (published.len() - self.ledger.len()) as u64;
         let found = self.compare(&published, &rows, &lines, &ended);
-        Ok(self.write(found, &rows, &lines, objects, &ended, beyond))
-    }
-
-    async fn rows(&self) -> Result<Held, StageError> {
-        let mut held = Held::default();
-        let mut pages = self.warehouse.ids().await.map_err(StageError::from)?;
-        while let Some(page) = pages.next_page().await.map_err(StageError::from)? {
-            for (id, count) in page {
-                held.ids.push(id);
-                held.copies += count.saturating_sub(1);
-            }
-        }
-        held.sort();
-        Ok(held)
-    }
-
-    async fn lines(&self) -> Result<(Held, u64), StageError> {
-        let range = NameRange { prefix: self.prefix.clone(), ..NameRange::default() };
-        let (mut held, mut objects, mut page) = (Held::default(), 0, None);
-        loop {
-            let listed = self.archive.list(&range, page).await?;
-            objects += listed.objects.len() as u64;
-            let reads =
-                listed.objects.into_iter().map(|object| async move { self.ids_in(&object.name).await });
-            let mut reads = futures_util::stream::iter(reads).buffer_unordered(READ_AT_ONCE);
-            while let Some(ids) = reads.try_next().await? {
-                held.ids.extend(ids);
-            }
-            page = listed.next;
-            if page.is_none() {
-                held.sort();
-                return Ok((held, objects));
-            }
-        }
-    }
-
-    async fn ids_in(&self, name: &str) -> Result<Vec<MessageId>, StageError> {
-        let bytes = self.archive.read(name).await?;
-        let (object, place) = (name.to_owned(), self.archive.place(name));
-        let ids = tokio::task::spawn_blocking(move || {
-            let lines = BufReader::new(decompress(&object, &bytes[..]).map_err(|error| error.to_string())?);
-            let mut ids = Vec::new();
-            for line in lines.split(b'\n') {
-                let line = line.map_err(|error| error.to_string())?;
-                ids.push(decode_line(&line).map_err(|error| error.to_string())?.id);
-            }
-            Ok::<_, String>(ids)
-        });
-        let damaged = |detail: String| {
-            StageError::new(ErrorClass::Permanent, "archive-damaged", format!("{place}: {detail}"))
-        };
-        ids.await.map_err(|error| damaged(error.to_string()))?.map_err(damaged)
+        Ok(self.write(found, &rows, &lines, &ended, beyond))
     }
 
     async fn ended(&self) -> Result<Ended, StageError> {
@@ -171,7 +178,13 @@ impl CloudBooks {
         Ok(ended)
     }
 
-    fn compare(&self, published: &[MessageId], rows: &Held, lines: &Held, ended: &Ended) -> Reconciled {
+    fn compare(
+        &self,
+        published: &[MessageId],
+        rows: &RemoteSink,
+        lines: &RemoteSink,
+        ended: &Ended,
+    ) -> Reconciled {
         let none = Vec::new();
         let at = |stage: &str| ended.ids.get(stage).unwrap_or(&none).as_slice();
         let lost_before = at(enrichment_service::STAGE);
@@ -179,7 +192,7 @@ impl CloudBooks {
         let enriched = published
             .iter()
             .filter(|id| lost_before.binary_search(id).is_err() || rows.has(id) || lines.has(id));
-        let young = |held: &'_ Held| -> Vec<MessageId> {
+        let young = |held: &RemoteSink| -> Vec<MessageId> {
             let recent = published.iter().filter(|id| self.may_be_on_its_way(id) && !held.has(id));
             recent.copied().collect()
         };
@@ -205,9 +218,8 @@ impl CloudBooks {
     fn write(
         &self,
         found: Reconciled,
-        rows: &Held,
-        lines: &Held,
-        objects: u64,
+        rows: &RemoteSink,
+        lines: &RemoteSink,
         ended: &Ended,
         beyond: u64,
     ) -> Report {
@@ -245,7 +257,7 @@ impl CloudBooks {
                 stage(icestore_service::STAGE, archived.count),
             ],
             warehouse: WarehouseLine {
-                path: self.table.0.clone(),
+                path: rows.place.clone(),
                 table: self.table.1.clone(),
                 rows: stored.count,
                 digest: stored.to_string(),
@@ -253,8 +265,8 @@ impl CloudBooks {
                 removed: 0,
             },
             archive: ArchiveLine {
-                path: format!("gs://{}/{}", self.bucket, self.prefix),
-                objects,
+                path: lines.place.clone(),
+                objects: lines.objects,
                 lines: archived.count,
                 digest: archived.to_string(),
                 copies: lines.copies,

@@ -7,8 +7,8 @@ mod report;
 mod stores;
 
 #[cfg(feature = "google")]
-pub use cloud::CloudBooks;
+pub use cloud::{CloudBooks, read_lines, read_rows};
 pub use reconcile::Unaccounted;
 pub(crate) use reconcile::{Membership, Set};
 pub use report::Report;
-pub use stores::Books;
+pub use stores::{Books, Remote, RemoteSink};

@@ -41,6 +41,29 @@ pub struct Books<'f> {
     bus: BusReader,
     warehouse: WarehouseReader,
     archive: ArchiveReader,
+    remote: Remote,
+}
+
+/// Sinks outside the data folder, in place of its own.
+#[derive(Debug, Default)]
+pub struct Remote {
+    /// The table.
+    pub rows: Option<RemoteSink>,
+    /// The bucket.
+    pub lines: Option<RemoteSink>,
+}
+
+/// What a sink outside holds.
+#[derive(Debug, Default)]
+pub struct RemoteSink {
+    /// Where it is, for people.
+    pub place: String,
+    /// Ids in it, sorted, each once.
+    pub ids: Vec<MessageId>,
+    /// Further rows or lines with an id that has one already.
+    pub copies: u64,
+    /// Objects, of a bucket.
+    pub objects: u64,
 }
 
 /// What one look has shown.
@@ -67,7 +90,15 @@ impl<'f> Books<'f> {
             bus: BusReader::open(folder.bus())?,
             warehouse: WarehouseReader::open(&folder.warehouse(), table)?,
             archive: ArchiveReader::open(&folder.archive_index(), &folder.archive(), &folder.archive_tmp())?,
+            remote: Remote::default(),
         })
+    }
+
+    /// The same with sinks outside the data folder, as they were read just now.
+    #[must_use]
+    pub fn with(mut self, remote: Remote) -> Self {
+        self.remote = remote;
+        self
     }
 
     /// Compares all stores. While the system runs (`running`), what is on its way keeps the books balanced.
@@ -111,7 +142,10 @@ impl<'f> Books<'f> {
             horizon: folded.horizon,
             rows: folded.stored(WAREHOUSE) - removed_rows,
             lines: folded.stored(ARCHIVE) - removed_objects.digest,
-            objects: Some(archive.digest),
+            objects: Some(match &self.remote.lines {
+                Some(lines) => lines.ids.iter().collect(),
+                None => archive.digest,
+            }),
         };
         let mut found = reconcile(self.sources(&damaged)?, &past)?;
         for (topic, set) in [(RAW, Set::Raw), (ENRICHED, Set::Enriched)] {
@@ -142,8 +176,16 @@ impl<'f> Books<'f> {
         }
         sources.push(Source { set: Set::Raw, ids: self.published(RAW)? });
         sources.push(Source { set: Set::Enriched, ids: self.published(ENRICHED)? });
-        sources.push(Source { set: Set::Warehouse, ids: Box::new(self.warehouse.ids()) });
-        sources.push(Source { set: Set::Archive, ids: Box::new(self.archive.ids(damaged)) });
+        let rows: Ids<'_> = match &self.remote.rows {
+            Some(rows) => Box::new(rows.ids.iter().copied().map(Ok)),
+            None => Box::new(self.warehouse.ids()),
+        };
+        let lines: Ids<'_> = match &self.remote.lines {
+            Some(lines) => Box::new(lines.ids.iter().copied().map(Ok)),
+            None => Box::new(self.archive.ids(damaged)),
+        };
+        sources.push(Source { set: Set::Warehouse, ids: rows });
+        sources.push(Source { set: Set::Archive, ids: lines });
         Ok(sources)
     }
 
@@ -178,23 +220,8 @@ impl<'f> Books<'f> {
             topics: topics(&found, &folded),
             ledger: None,
             stages: self.stages(&found, &folded)?,
-            warehouse: WarehouseLine {
-                path: self.folder.warehouse().display().to_string(),
-                table: self.table.clone(),
-                rows: rows.count,
-                digest: rows.to_string(),
-                copies: 0,
-                removed: removed_rows.count,
-            },
-            archive: ArchiveLine {
-                path: self.folder.archive().display().to_string(),
-                objects: archive.objects,
-                lines: archive.digest.count,
-                digest: archive.digest.to_string(),
-                copies: 0,
-                removed_objects: removed_objects.objects,
-                removed_lines: removed_objects.digest.count,
-            },
+            warehouse: self.warehouse_line(rows, removed_rows),
+            archive: self.archive_line(&archive, &removed_objects),
             dead_letters: self.dead_letters()?,
             pending: pending.to_vec(),
             pending_messages: found.pending,
@@ -202,6 +229,35 @@ impl<'f> Books<'f> {
             unaccounted: found.unaccounted,
             unaccounted_count: found.unaccounted_count,
         })
+    }
+
+    fn warehouse_line(&self, rows: Digest, removed: Digest) -> WarehouseLine {
+        let remote = self.remote.rows.as_ref();
+        WarehouseLine {
+            path: remote
+                .map_or_else(|| self.folder.warehouse().display().to_string(), |rows| rows.place.clone()),
+            table: self.table.clone(),
+            rows: rows.count,
+            digest: rows.to_string(),
+            copies: remote.map_or(0, |rows| rows.copies),
+            removed: removed.count,
+        }
+    }
+
+    fn archive_line(&self, archive: &ArchiveSummary, removed: &RemovedObjects) -> ArchiveLine {
+        let (path, objects, digest, copies) = match &self.remote.lines {
+            Some(lines) => (lines.place.clone(), lines.objects, lines.ids.iter().collect(), lines.copies),
+            None => (self.folder.archive().display().to_string(), archive.objects, archive.digest, 0),
+        };
+        ArchiveLine {
+            path,
+            objects,
+            lines: digest.count,
+            digest: digest.to_string(),
+            copies,
+            removed_objects: removed.objects,
+            removed_lines: removed.digest.count,
+        }
     }
 
     fn stages(&self, found: &Reconciled, folded: &Folded) -> Result<Vec<StageLine>, Error> {

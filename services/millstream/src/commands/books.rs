@@ -1,8 +1,10 @@
 //! `millstream books`.
 
-use crate::books::{Books, Report};
+use crate::books::{Books, Remote, Report};
 use crate::cli::{BooksArgs, Common};
+use crate::config::Config;
 use crate::output::{Failure, print, say};
+use crate::system::has_remote_sink;
 use connectors::BusKind;
 use embedded::folder::DataFolder;
 use service_kit::Exit;
@@ -16,7 +18,7 @@ pub(super) fn run(common: &Common, arguments: &BooksArgs) -> Result<Exit, Failur
         return in_the_cloud(&config, arguments);
     }
     let folder = DataFolder::inspect(&config.data)?;
-    let books = Books::open(&folder, &config.bigquery.table)?;
+    let books = Books::open(&folder, &config.bigquery.table)?.with(outside(&config)?);
     let running = folder.is_in_use()?;
     let report = books.report(running)?;
     show(&report, arguments)?;
@@ -39,14 +41,34 @@ fn show(report: &Report, arguments: &BooksArgs) -> Result<(), Failure> {
     Ok(print(&text)?)
 }
 
+/// What sinks outside the data folder hold.
+fn outside(config: &Config) -> Result<Remote, Failure> {
+    if !has_remote_sink(config) {
+        return Ok(Remote::default());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(remote(config))
+}
+
+/// As [`outside`], within a runtime.
+pub(super) async fn remote(config: &Config) -> Result<Remote, Failure> {
+    if !has_remote_sink(config) {
+        return Ok(Remote::default());
+    }
+    #[cfg(feature = "google")]
+    return cloud::remote(config).await.map_err(Failure::failed);
+    #[cfg(not(feature = "google"))]
+    return Err(super::without_google("a sink outside the data folder"));
+}
+
 #[cfg(feature = "google")]
-fn in_the_cloud(config: &crate::config::Config, arguments: &BooksArgs) -> Result<Exit, Failure> {
+fn in_the_cloud(config: &Config, arguments: &BooksArgs) -> Result<Exit, Failure> {
     let report = cloud::report(config, arguments)?;
     show(&report, arguments)?;
     Ok(if report.unaccounted_count > 0 { Exit::Unbalanced } else { Exit::Done })
 }
 
 #[cfg(not(feature = "google"))]
-fn in_the_cloud(_: &crate::config::Config, _: &BooksArgs) -> Result<Exit, Failure> {
+fn in_the_cloud(_: &Config, _: &BooksArgs) -> Result<Exit, Failure> {
     Err(super::without_google("bus.kind: pubsub"))
 }

@@ -4,6 +4,7 @@ use super::stored;
 use crate::cli::{Common, QueryArgs, QueryFormat};
 use crate::output::Failure;
 use crate::table::{Format, Printer, terminal_width};
+use bigquery_service::WarehouseKind;
 use embedded::warehouse::WarehouseReader;
 use service_kit::Exit;
 use std::io::{BufWriter, ErrorKind};
@@ -15,6 +16,12 @@ const DEADLINE: Duration = Duration::from_secs(300);
 
 pub(super) fn run(common: &Common, arguments: &QueryArgs) -> Result<Exit, Failure> {
     let (config, folder) = stored(common)?;
+    if config.bigquery.kind == WarehouseKind::Bigquery {
+        return Err(Failure::usage(format!(
+            "rows go to BigQuery (bigquery.kind); ask there: bq query --use_legacy_sql=false 'SELECT … FROM {}.{}'",
+            config.bigquery.google.dataset, config.bigquery.table
+        )));
+    }
     let warehouse = WarehouseReader::open(&folder.warehouse(), &config.bigquery.table)?;
     let format = match arguments.format {
         QueryFormat::Table => Format::Table { width: terminal_width() },

@@ -11,6 +11,7 @@ use crate::output::{Failure, print, say};
 use crate::progress::Progress;
 use crate::simulate::Fleet;
 use crate::system::{Stores, System, drained};
+use connectors::BusKind;
 use embedded::bus::Backlog;
 use embedded::folder::DataFolder;
 use messagepipeline::{Health, Shutdown};
@@ -42,6 +43,12 @@ pub(super) fn run(common: &Common, arguments: &UpArgs) -> Result<Exit, Failure> 
     let loaded = config::read(common, overrides(arguments))?;
     let (plans, warnings) = check(&loaded)?;
     let config = loaded.value;
+    if config.bus.kind == BusKind::Pubsub {
+        return Err(Failure::usage(
+            "bus.kind is pubsub, which joins services that are processes of their own: run ingestion, enrichment, bigquery \
+             and icestore with this file; for one process, leave bus.kind out",
+        ));
+    }
     let playlist = match arguments.feed.is_empty() {
         true => None,
         false => Some(own_playlist(&config, arguments)?),
@@ -152,7 +159,7 @@ pub(super) async fn run_system(
         }
     };
     let mut tasks = Tasks::new(shutdown.clone());
-    let stores = system.spawn(&mut tasks, &shutdown, config.shutdown.drain.get());
+    let stores = system.spawn(&mut tasks, &health, &shutdown, config.shutdown.drain.get());
     let _upkeep = metrics.start_upkeep();
     if !is_demo {
         tasks.spawn("readiness", say_when_ready(health.clone(), shutdown.clone()));
@@ -167,8 +174,13 @@ pub(super) async fn run_system(
     let closed = stores.close().await;
     // Said before the books are read: what stopped a task may keep them from being read too.
     let ended = say_outcome(&outcome, closed, complete.load(Ordering::SeqCst));
-    let report =
-        if wants_books { Some(Books::open(&folder, &config.bigquery.table)?.report(false)?) } else { None };
+    let report = match wants_books {
+        true => {
+            let outside = super::books::remote(config).await?;
+            Some(Books::open(&folder, &config.bigquery.table)?.with(outside).report(false)?)
+        }
+        false => None,
+    };
     drop(folder);
     Ok((ended, report))
 }

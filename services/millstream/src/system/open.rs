@@ -2,14 +2,17 @@
 //! so that nothing is received before all that stands behind it works.
 
 use super::descriptors;
+use super::remote::{self, Registry, Remote};
 use super::retention::Retention;
 use crate::check::{ENRICHED, Plans, RAW};
 use crate::config::Config;
+use bqstore::RowInserter;
 use connectors::{Bus, ConnectError, Window};
 use embedded::archive::Archive;
 use embedded::folder::DataFolder;
-use embedded::registry::Registry;
+use embedded::registry::Registry as DeviceRegistry;
 use embedded::warehouse::Warehouse;
+use icestore::ObjectStore;
 use messagepipeline::{BoxConsumer, Clock, FlushRequest, Health, IdGenerator, SystemClock};
 use mqttconverter::endpoint::EndpointHandle;
 use std::collections::BTreeMap;
@@ -60,11 +63,15 @@ pub struct Stores {
     /// The bus.
     pub bus: Bus,
     /// The registry.
-    pub registry: Registry,
+    pub registry: DeviceRegistry,
     /// The warehouse.
     pub warehouse: Arc<Warehouse>,
     /// The archive.
     pub archive: Arc<Archive>,
+    /// A table outside that takes the rows in place of the warehouse.
+    pub(super) remote_rows: Option<Arc<dyn RowInserter>>,
+    /// A bucket outside that takes the objects in place of the archive.
+    pub(super) remote_objects: Option<Arc<dyn ObjectStore>>,
     /// Asks the sinks to write what they hold now.
     pub flush: FlushRequest,
 }
@@ -81,11 +88,12 @@ impl System {
         health: &Health,
     ) -> Result<Self, OpenError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let stores = open_stores(config, &plans, folder, health, &clock).await?;
+        let remote = Remote::new(config).await?;
+        let stores = open_stores(config, &plans, folder, &remote, health, &clock).await?;
         let archive = build_archive(config, plans.archive, &stores, health, &clock).await?;
         let warehouse = build_warehouse(config, plans.warehouse, &stores, health).await?;
         let (enrichment, background) =
-            build_enrichment(config, plans.enrichment, &stores, health, &clock).await?;
+            build_enrichment(config, plans.enrichment, &stores, &remote, health, &clock).await?;
         let source = open_source(config, &stores.bus, health, &clock).await?;
         let mut publishers = BTreeMap::new();
         for topic in plans.ingestion.topics() {
@@ -101,7 +109,11 @@ impl System {
         let ingestion = plans.ingestion.build(parts).map_err(|mistakes| refused(&mistakes))?;
         let services =
             Services { ingestion, endpoint: source.endpoint, enrichment, background, warehouse, archive };
-        let retention = Retention::new(config, folder, &stores, clock)?;
+        // What is finished is known where both sinks are.
+        let retention = match remote::has_remote_sink(config) {
+            true => None,
+            false => Retention::new(config, folder, &stores, clock)?,
+        };
         Ok(Self { mqtt: source.address, services, stores, ingest, retention })
     }
 }
@@ -114,15 +126,19 @@ async fn open_stores(
     config: &Config,
     plans: &Plans,
     folder: &DataFolder,
+    remote: &Remote,
     health: &Health,
     clock: &Arc<dyn Clock>,
 ) -> Result<Stores, OpenError> {
     let bus = Bus::open(&config.bus, folder, config.enrichment.park.max_messages, Arc::clone(clock)).await?;
+    let columns = plans.warehouse.columns();
     Ok(Stores {
         bus,
         registry: connectors::registry(folder, config.enrichment.lookup_timeout.get())?,
-        warehouse: connectors::warehouse(folder, plans.warehouse.table(), plans.warehouse.columns())?,
+        warehouse: connectors::warehouse(folder, plans.warehouse.table(), columns)?,
         archive: connectors::archive(folder, health.stage("archive"))?,
+        remote_rows: remote.rows(config, columns)?,
+        remote_objects: remote.objects(config, clock).await?,
         flush: FlushRequest::new(),
     })
 }
@@ -141,7 +157,7 @@ async fn build_archive(
     let name = icestore_service::STAGE;
     Ok(plan.build(icestore_service::Parts {
         consumer: stores.bus.consumer(ENRICHED, name, window).await?,
-        store: Arc::clone(&stores.archive) as _,
+        store: stores.remote_objects.clone().unwrap_or_else(|| Arc::clone(&stores.archive) as _),
         dead_letters: stores.bus.dead_letters_of(ENRICHED, name, window).await?,
         clock: Arc::clone(clock),
         health: health.stage(name),
@@ -164,7 +180,7 @@ async fn build_warehouse(
     let name = bigquery_service::STAGE;
     Ok(plan.build(bigquery_service::Parts {
         consumer: stores.bus.consumer(ENRICHED, name, window).await?,
-        inserter: Arc::clone(&stores.warehouse) as _,
+        inserter: stores.remote_rows.clone().unwrap_or_else(|| Arc::clone(&stores.warehouse) as _),
         dead_letters: stores.bus.dead_letters_of(ENRICHED, name, window).await?,
         health: health.stage(name),
         flush: stores.flush.clone(),
@@ -175,6 +191,7 @@ async fn build_enrichment(
     config: &Config,
     plan: enrichment_service::Plan,
     stores: &Stores,
+    remote: &Remote,
     health: &Health,
     clock: &Arc<dyn Clock>,
 ) -> Result<(enrichment_service::Enrichment, enrichment_service::Background), OpenError> {
@@ -185,12 +202,18 @@ async fn build_enrichment(
         max_attempts: enrichment.max_attempts,
     };
     let name = enrichment_service::STAGE;
+    let embedded = Registry {
+        source: Arc::new(stores.registry.clone()),
+        layers: Arc::new(stores.registry.clone()),
+        changes: enrichment_service::any_change(stores.registry.changes()),
+    };
+    let Registry { source, layers, changes } = remote.registry(config, embedded).await?;
     let parts = enrichment_service::Parts {
         consumer: stores.bus.consumer(RAW, name, window).await?,
         output: stores.bus.publisher(ENRICHED).await?,
-        registry: Arc::new(stores.registry.clone()),
-        layers: Arc::new(stores.registry.clone()),
-        changes: enrichment_service::any_change(stores.registry.changes()),
+        registry: source,
+        layers,
+        changes,
         lot: Some(stores.bus.parking_lot()),
         dead_letters: stores.bus.dead_letters_of(RAW, name, window).await?,
         clock: Arc::clone(clock),

@@ -4,19 +4,33 @@ use super::gauges;
 use super::open::{Services, Stores, System};
 use bqstore::RowInserter;
 use icestore::ObjectStore;
-use messagepipeline::{ServiceError, Shutdown};
+use messagepipeline::{Health, ServiceError, Shutdown, StageError};
 use service_kit::Tasks;
+use service_kit::open_when_possible;
 use std::convert::Infallible;
 use std::time::Duration;
 
 impl System {
     /// Starts everything as tasks that end when `shutdown` begins, of which they have `drain` to finish. Answers the
     /// stores, to be closed when the tasks have ended.
-    pub fn spawn(self, tasks: &mut Tasks, shutdown: &Shutdown, drain: Duration) -> Stores {
+    pub fn spawn(self, tasks: &mut Tasks, health: &Health, shutdown: &Shutdown, drain: Duration) -> Stores {
         let Services { ingestion, endpoint, enrichment, background, warehouse, archive } = self.services;
         let stores = self.stores;
-        tasks.spawn("bigquery", run(warehouse.run(shutdown.clone())));
-        tasks.spawn("icestore", run(archive.run(shutdown.clone())));
+        let (rows, stage, begun) = (stores.remote_rows.clone(), health.stage("bigquery"), shutdown.clone());
+        tasks.spawn("bigquery", async move {
+            match rows {
+                Some(rows) if !open_when_possible(|| rows.open(), &stage, &begun).await? => Ok(()),
+                _ => run(warehouse.run(begun)).await.map_err(failed),
+            }
+        });
+        let (objects, stage, begun) =
+            (stores.remote_objects.clone(), health.stage("icestore"), shutdown.clone());
+        tasks.spawn("icestore", async move {
+            match objects {
+                Some(objects) if !open_when_possible(|| objects.open(), &stage, &begun).await? => Ok(()),
+                _ => run(archive.run(begun)).await.map_err(failed),
+            }
+        });
         tasks.spawn("enrichment", run(enrichment.run(shutdown.clone())));
         tasks.spawn("enrichment background", quiet(background.run(shutdown.clone())));
         let (registry, watching) = (stores.registry.clone(), shutdown.clone());
@@ -34,6 +48,10 @@ async fn run(
     service: impl Future<Output = Result<messagepipeline::Summary, ServiceError>>,
 ) -> Result<(), ServiceError> {
     service.await.map(drop)
+}
+
+fn failed(error: ServiceError) -> StageError {
+    StageError::new(error.class(), "service", error.to_string())
 }
 
 async fn quiet(task: impl Future<Output = ()>) -> Result<(), Infallible> {
@@ -54,6 +72,12 @@ impl Stores {
                 failed.push(format!("{store}: {error}"));
             }
         };
+        if let Some(objects) = self.remote_objects {
+            note("bucket", objects.close().await.map_err(|error| error.to_string()));
+        }
+        if let Some(rows) = self.remote_rows {
+            note("table", rows.close().await.map_err(|error| error.to_string()));
+        }
         note("archive", self.archive.close().await.map_err(|error| error.to_string()));
         note("warehouse", self.warehouse.close().await.map_err(|error| error.to_string()));
         note("bus", self.bus.close().await.map_err(|error| error.to_string()));

@@ -1,6 +1,6 @@
 //! A rig with the services on it.
 
-use crate::common::{bag, run, texts, Bag};
+use crate::common::{Bag, bag, run, texts};
 use crate::service::{SERVICES, Service};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,8 @@ pub(crate) struct Installation {
 impl Installation {
     /// A rig without services; `None` when a server is missing, which has been said.
     pub(crate) fn new(test: &str, options: RigOptions) -> Option<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let rig = runtime.block_on(Rig::start(test, options))?;
         let environment = rig.environment();
         let Configuration { mqtt_url, redis_url, .. } = rig.configuration();
@@ -96,7 +97,8 @@ impl Installation {
     /// SIGTERM to every service, in the order of the path; each must end well.
     pub(crate) fn stop_all(&mut self) {
         for service in SERVICES {
-            let replicas: Vec<_> = self.running.keys().filter(|(name, _)| *name == service).copied().collect();
+            let replicas: Vec<_> =
+                self.running.keys().filter(|(name, _)| *name == service).copied().collect();
             for replica in replicas {
                 let (status, log) = self.running.remove(&replica).unwrap().stop();
                 assert_eq!(status.code(), Some(0), "{replica:?}:\n{log}");
@@ -125,8 +127,14 @@ impl Installation {
                 (before, moved) = (now, Instant::now());
             }
             if moved.elapsed() > STANDSTILL {
-                let logs: Vec<_> = self.running.values().map(|s| format!("{}: {}", s.name, s.log_tail())).collect();
-                panic!("{now:?} rows and lines of {count} arrived, and no more come:\n{}", logs.join("\n"));
+                let states = self.running.iter().map(|((name, replica), service)| {
+                    let count =
+                        |what: &str| service.counter(&format!("millstream_messages_{what}_total"), name);
+                    let (came, went) = (count("in"), count("out"));
+                    format!("{name} {replica}: {came} in, {went} out\n{}", service.log_tail())
+                });
+                let states: Vec<_> = states.collect();
+                panic!("{now:?} rows and lines of {count} arrived, and no more come:\n{}", states.join("\n"));
             }
             std::thread::sleep(LOOK);
         }
@@ -185,7 +193,8 @@ impl Installation {
         for replica in 0..replicas {
             command.arg("--ledger").arg(self.data(replica).join("ledger"));
         }
-        let output = command.envs(self.environment.iter().map(|(name, value)| (name, value))).output().unwrap();
+        let output =
+            command.envs(self.environment.iter().map(|(name, value)| (name, value))).output().unwrap();
         let (stdout, stderr) = texts(&output);
         let report: Value =
             serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"));

@@ -22,7 +22,10 @@ fn redis_firestore_storage_and_the_broker_go_away_and_nothing_is_lost_or_doubled
         let (mqtt, folder) = (installation.mqtt_url.clone(), installation.rig.folder().to_owned());
         let feed = scope.spawn(move || {
             let file = folder.join("fleet.ndjson");
-            crate::common::run(&folder, &["feed", "--broker", &mqtt, "--rate", "300/s", file.to_str().unwrap()])
+            crate::common::run(
+                &folder,
+                &["feed", "--broker", &mqtt, "--rate", "300/s", file.to_str().unwrap()],
+            )
         });
         installation.rig.redis.kill();
         std::thread::sleep(AWAY);

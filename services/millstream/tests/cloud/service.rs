@@ -39,7 +39,9 @@ impl Service {
         // What an earlier process of this replica printed must not be taken for this one's.
         let _ = std::fs::remove_file(folder.join("stdout"));
         let mut command = Command::new(binary(name));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MILLSTREAM_") || name == "PORT") {
+        for (name, _) in
+            std::env::vars().filter(|(name, _)| name.starts_with("MILLSTREAM_") || name == "PORT")
+        {
             command.env_remove(name);
         }
         let child = command
@@ -91,7 +93,7 @@ impl Service {
 
     pub(crate) fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.folder.join("stderr")).unwrap_or_default();
-        let from = log.len().saturating_sub(4_000);
+        let from = log.len().saturating_sub(1_500);
         log.get(from..).unwrap_or(&log).to_owned()
     }
 

@@ -12,7 +12,8 @@ const DEVICES: &str = "device_id,client_id,location_id,category\n\
 
 #[test]
 fn real_messages_arrive_byte_for_byte_with_enriched_columns_and_the_books_balance_across_the_processes() {
-    let test = "real_messages_arrive_byte_for_byte_with_enriched_columns_and_the_books_balance_across_the_processes";
+    let test =
+        "real_messages_arrive_byte_for_byte_with_enriched_columns_and_the_books_balance_across_the_processes";
     let Some(files) = recordings(test) else { return };
     let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
     installation.import_devices(DEVICES);
@@ -49,7 +50,10 @@ fn sigterm_under_load_ends_each_service_well_and_nothing_is_lost_or_doubled() {
         let (mqtt, folder) = (installation.mqtt_url.clone(), installation.rig.folder().to_owned());
         let feed = scope.spawn(move || {
             let file = folder.join("fleet.ndjson");
-            crate::common::run(&folder, &["feed", "--broker", &mqtt, "--rate", "1000/s", file.to_str().unwrap()])
+            crate::common::run(
+                &folder,
+                &["feed", "--broker", &mqtt, "--rate", "1000/s", file.to_str().unwrap()],
+            )
         });
         for service in SERVICES {
             crate::common::until("messages flow", || {
@@ -68,4 +72,39 @@ fn sigterm_under_load_ends_each_service_well_and_nothing_is_lost_or_doubled() {
     assert_eq!(installation.row_payloads(), sent);
     assert_eq!(installation.line_payloads(), sent);
     installation.books(1);
+}
+
+#[test]
+fn one_process_with_the_embedded_bus_writes_to_sinks_on_google_cloud_and_its_books_balance() {
+    let test = "one_process_with_the_embedded_bus_writes_to_sinks_on_google_cloud_and_its_books_balance";
+    let Some(installation) = Installation::new(test, RigOptions::default()) else { return };
+    installation.import_devices("device_id,client_id,location_id,category\ndev-001,acme,lyon,meter\n");
+    let folder = installation.rig.folder();
+    let file = small_recording(folder, "fleet.ndjson", 3_000, 20);
+    // The sections of the four services as they are, but for the bus and the broker.
+    let text = installation.rig.configuration().to_string();
+    let (before, rest) = text.split_once("bus:\n").unwrap();
+    let (_, after) = rest.split_once("enrichment:\n").unwrap();
+    std::fs::write(folder.join("mixed.yaml"), format!("{before}enrichment:\n{after}")).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"));
+    command
+        .current_dir(folder)
+        .args(["--config", "mixed.yaml", "up", "--mqtt-listen", "127.0.0.1:0", "--feed"])
+        .arg(&file)
+        .args(["--until-drained", "--report", "report.json"])
+        .envs(installation.environment.iter().map(|(name, value)| (name, value)));
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["balanced"], true, "{report:#}");
+    assert_eq!((&report["warehouse"]["rows"], &report["archive"]["lines"]), (&3_000.into(), &3_000.into()));
+    assert_eq!(report["topics"][0]["digest"], report["warehouse"]["digest"]);
+    let sent = bag(lines_of(&[file]));
+    assert_eq!(installation.row_payloads(), sent);
+    assert_eq!(installation.line_payloads(), sent);
+    let enriched = installation.rig.bigquery.query(
+        "SELECT COUNT(*) AS n FROM `millstream.messages` WHERE client_id = 'acme' AND location_id = 'lyon'",
+    );
+    assert_eq!(enriched[0]["n"].to_string().trim_matches('"'), "150");
 }

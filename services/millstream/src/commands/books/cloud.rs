@@ -1,10 +1,12 @@
 //! The books of services that run on Google Cloud.
 
-use crate::books::{CloudBooks, Report};
+use crate::books::{CloudBooks, Remote, Report, read_lines, read_rows};
 use crate::cli::BooksArgs;
 use crate::config::Config;
 use crate::output::Failure;
+use bigquery_service::WarehouseKind;
 use connectors::{ConnectError, Google, PubSubBus};
+use icestore_service::ArchiveKind;
 use ingestion_service::{LEDGER_FOLDER, read_ledgers};
 use messagepipeline::{Clock, MessageId, SystemClock, Timestamp};
 use service_kit::config::Duration;
@@ -20,6 +22,32 @@ pub(super) fn report(config: &Config, arguments: &BooksArgs) -> Result<Report, F
         let books = open(config, ledger, age).await.map_err(Failure::failed)?;
         books.report().await.map_err(Failure::failed)
     })
+}
+
+/// What the sinks outside the data folder hold.
+pub(super) async fn remote(config: &Config) -> Result<Remote, ConnectError> {
+    let google = Google::new(&config.google).await?;
+    let rows = match config.bigquery.kind {
+        WarehouseKind::Embedded => None,
+        WarehouseKind::Bigquery => {
+            let reader = bigquery_service::google::reader(&config.bigquery, &google)?;
+            Some(read_rows(&reader, dataset(config, &google)).await?)
+        }
+    };
+    let archive = &config.icestore.google;
+    let lines = match config.icestore.kind {
+        ArchiveKind::Folder => None,
+        ArchiveKind::CloudStorage => {
+            let reader = icestore_service::google::reader(archive, &google).await?;
+            Some(read_lines(&reader, &archive.bucket, archive.prefix.trim_matches('/')).await?)
+        }
+    };
+    Ok(Remote { rows, lines })
+}
+
+/// The table's dataset, for people.
+fn dataset(config: &Config, google: &Google) -> String {
+    format!("{}.{}", google.project(), config.bigquery.google.dataset)
 }
 
 fn ledger(config: &Config, arguments: &BooksArgs) -> Result<Vec<MessageId>, Failure> {
@@ -49,10 +77,7 @@ async fn open(config: &Config, ledger: Vec<MessageId>, age: Duration) -> Result<
     Ok(CloudBooks {
         ledger,
         warehouse: bigquery_service::google::reader(&config.bigquery, &google)?,
-        table: (
-            format!("{}.{}", google.project(), config.bigquery.google.dataset),
-            config.bigquery.table.clone(),
-        ),
+        table: (dataset(config, &google), config.bigquery.table.clone()),
         archive: icestore_service::google::reader(archive, &google).await?,
         prefix: archive.prefix.trim_matches('/').to_owned(),
         bucket: archive.bucket.clone(),
