@@ -91,7 +91,8 @@ pub fn check_bus(bus: &BusConfig, check: &mut Check) {
 pub fn check_pubsub(bus: &BusConfig, check: &mut Check) {
     let pubsub = &bus.pubsub;
     if !(10..=600).contains(&pubsub.lease_extension.get().as_secs()) {
-        check.error("/bus/pubsub/lease_extension", "must be between 10s and 10m, which is what Pub/Sub takes");
+        check
+            .error("/bus/pubsub/lease_extension", "must be between 10s and 10m, which is what Pub/Sub takes");
     }
     if pubsub.max_lease < pubsub.lease_extension {
         check.error("/bus/pubsub/max_lease", "is shorter than lease_extension: make it at least as long");

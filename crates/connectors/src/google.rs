@@ -3,6 +3,7 @@
 use crate::{ConnectError, GoogleConfig};
 use google_cloud_auth::credentials::{self, Credentials};
 use messagepipeline::{ErrorClass, StageError};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,12 +13,19 @@ const METADATA_PROJECT: &str = "http://metadata.google.internal/computeMetadata/
 /// The metadata server answers at once or is not there.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Environment variables by name.
+pub type Environment = HashMap<String, String>;
+
+/// Variables that name the project, as Google's own tools read them.
+const PROJECT_VARIABLES: [&str; 2] = ["GOOGLE_CLOUD_PROJECT", "PUBSUB_PROJECT_ID"];
+
 /// The project in which the parts stand, and how they are reached.
 #[derive(Clone, Debug)]
 pub struct Google {
     project: String,
     credentials: Option<PathBuf>,
     emulators: Emulators,
+    host: Option<String>,
 }
 
 /// Addresses of emulators, from the variables that Google's own tools set.
@@ -30,7 +38,8 @@ struct Emulators {
 }
 
 impl Emulators {
-    fn from_environment() -> Result<Self, ConnectError> {
+    fn from(environment: &Environment) -> Result<Self, ConnectError> {
+        let address = |variable: &str| address(environment.get(variable)?);
         let bigquery = match (address("BIGQUERY_EMULATOR_HOST"), address("BIGQUERY_STORAGE_EMULATOR_HOST")) {
             (None, _) => None,
             (Some(rest), Some(grpc)) => Some((rest, grpc)),
@@ -51,8 +60,7 @@ impl Emulators {
 }
 
 /// The URL in an emulator's variable, which holds a host and a port, with or without a scheme.
-fn address(variable: &str) -> Option<String> {
-    let value = std::env::var(variable).ok()?;
+fn address(value: &str) -> Option<String> {
     let value = value.trim().trim_end_matches('/');
     match value {
         "" => None,
@@ -62,17 +70,16 @@ fn address(variable: &str) -> Option<String> {
 }
 
 impl Google {
-    /// Finds out the project. Opens no connection but, where neither file nor environment names a project, to the
+    /// Finds out the project, and from `environment` where emulators are. Opens no connection but, where neither file nor environment names a project, to the
     /// metadata server of the machine.
     ///
     /// # Errors
     /// When no project is known, the credentials file is not there, or a variable is missing.
-    pub async fn new(config: &GoogleConfig) -> Result<Self, ConnectError> {
+    pub async fn new(config: &GoogleConfig, environment: &Environment) -> Result<Self, ConnectError> {
         // Whoever was first has installed the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let emulators = Emulators::from_environment()?;
-        let named =
-            || ["GOOGLE_CLOUD_PROJECT", "PUBSUB_PROJECT_ID"].iter().find_map(|name| std::env::var(name).ok());
+        let emulators = Emulators::from(environment)?;
+        let named = || PROJECT_VARIABLES.iter().find_map(|name| environment.get(*name).cloned());
         let project = config.project.clone().or_else(named).filter(|project| !project.trim().is_empty());
         let project = match project {
             Some(project) => project.trim().to_owned(),
@@ -82,13 +89,24 @@ impl Google {
             // A mistake of this kind is told at the start and not with the first message.
             service_credentials(path)?;
         }
-        Ok(Self { project, credentials: config.credentials.clone(), emulators })
+        Ok(Self {
+            project,
+            credentials: config.credentials.clone(),
+            emulators,
+            host: environment.get("HOSTNAME").cloned(),
+        })
     }
 
     /// The project id.
     #[must_use]
     pub fn project(&self) -> &str {
         &self.project
+    }
+
+    /// A name of this process, for what it writes: the machine's (in a cluster the pod's) and the process id.
+    #[must_use]
+    pub fn writer(&self) -> String {
+        format!("{}-{}", self.host.as_deref().unwrap_or("millstream"), std::process::id())
     }
 
     /// Pub/Sub's emulator, when there is one.

@@ -21,7 +21,7 @@ pub use error::ConnectError;
 #[cfg(feature = "google")]
 pub use file::{DataPath, File, check_bus, check_pubsub};
 #[cfg(feature = "google")]
-pub use google::Google;
+pub use google::{Environment, Google};
 pub use mqtt::{broker, endpoint};
 #[cfg(feature = "google")]
 pub use pubsub::PubSubBus;

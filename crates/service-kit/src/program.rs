@@ -78,6 +78,8 @@ pub struct Program {
     pub health: Health,
     /// Begins with SIGTERM.
     pub shutdown: Shutdown,
+    /// The environment variables.
+    pub environment: HashMap<String, String>,
 }
 
 #[derive(Debug, Parser)]
@@ -188,7 +190,7 @@ fn carry_out<S: Service>(cli: &Cli) -> Result<Exit, Stop> {
     }
     telemetry::record_build(S::NAME, env!("CARGO_PKG_VERSION"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Stop::failed)?;
-    runtime.block_on(operate::<S>(loaded.value, plan, metrics))
+    runtime.block_on(operate::<S>(loaded.value, plan, metrics, environment))
 }
 
 fn overrides(cli: &Cli, environment: &HashMap<String, String>) -> Vec<Override> {
@@ -209,6 +211,7 @@ async fn operate<S: Service>(
     config: S::Config,
     plan: S::Plan,
     metrics: telemetry::Metrics,
+    environment: HashMap<String, String>,
 ) -> Result<Exit, Stop> {
     let (health, shutdown) = (Health::new(), Shutdown::new());
     let signals = Signals::os().map_err(Stop::failed)?;
@@ -216,7 +219,7 @@ async fn operate<S: Service>(
     let admin = admin::serve(config.http().listen, routes).await.map_err(Stop::failed)?;
     let _upkeep = metrics.start_upkeep();
     let drain = config.shutdown().drain.get();
-    let mut program = Program { tasks: Tasks::new(shutdown.clone()), health, shutdown };
+    let mut program = Program { tasks: Tasks::new(shutdown.clone()), health, shutdown, environment };
     print(&format!("http  http://{}\n", admin.local_addr())).map_err(Stop::failed)?;
     let closing = match S::start(config, plan, &mut program).await {
         Ok(closing) => closing,
@@ -225,7 +228,7 @@ async fn operate<S: Service>(
             return Err(Stop { message: reason, exit: Exit::Failed });
         }
     };
-    let Program { mut tasks, health, shutdown } = program;
+    let Program { mut tasks, health, shutdown, .. } = program;
     tasks.spawn("readiness", say_when_ready(health, shutdown));
     let outcome = tasks.run(signals, drain).await;
     let closed = closing.await;

@@ -57,7 +57,7 @@ impl Service for EnrichmentProgram {
 }
 
 async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Closing, ConnectError> {
-    let google = Google::new(&config.google).await?;
+    let google = Google::new(&config.google, &program.environment).await?;
     let bus = PubSubBus::new(&google, &config.bus.pubsub)?;
     bus.create(&[ENRICHED], Some((RAW, STAGE))).await?;
     let section = &config.enrichment;

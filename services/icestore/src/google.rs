@@ -16,15 +16,9 @@ fn options(config: &CloudStorageConfig, google: &Google) -> Result<GcsOptions, C
         location: config.location.clone(),
         timeout: config.timeout.get(),
         recall: config.recall.get(),
-        writer: writer(),
+        writer: google.writer(),
         ..GcsOptions::new(&config.bucket, credentials)
     })
-}
-
-/// A name of this process for the objects' metadata: the machine's (in a cluster the pod's), where it has one.
-fn writer() -> String {
-    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "millstream".to_owned());
-    format!("{host}-{}", std::process::id())
 }
 
 /// What puts objects into the bucket. It asks nothing before it is opened.

@@ -54,7 +54,7 @@ impl Service for IcestoreProgram {
 }
 
 async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Closing, ConnectError> {
-    let google = Google::new(&config.google).await?;
+    let google = Google::new(&config.google, &program.environment).await?;
     let bus = PubSubBus::new(&google, &config.bus.pubsub)?;
     bus.create(&[], Some((ENRICHED, STAGE))).await?;
     let section = &config.icestore;

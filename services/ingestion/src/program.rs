@@ -59,7 +59,7 @@ impl Service for IngestionProgram {
 async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Closing, ConnectError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let ids = Arc::new(IdGenerator::new(Arc::clone(&clock)));
-    let bus = PubSubBus::new(&Google::new(&config.google).await?, &config.bus.pubsub)?;
+    let bus = PubSubBus::new(&Google::new(&config.google, &program.environment).await?, &config.bus.pubsub)?;
     let topics = plan.topics().to_vec();
     bus.create(&topics.iter().map(String::as_str).collect::<Vec<_>>(), None).await?;
     let data = config.data.0.as_path();

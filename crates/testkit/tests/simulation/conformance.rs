@@ -117,8 +117,8 @@ async fn the_simulated_parking_lot_holds_each_message_once_up_to_its_bound_and_l
     let all = vec![first.clone(), second.clone(), first.clone(), third.clone()];
     assert_eq!(lot.park(all).await.unwrap(), [Placed::Held, Placed::Held, Placed::Held, Placed::Full]);
     assert_eq!(lot.count().await.unwrap(), 2);
-    assert_eq!(lot.keys(None, 9).await.unwrap(), ["a".into(), "b".into()]);
-    assert_eq!(lot.keys(Some("a"), 9).await.unwrap(), ["b".into()]);
+    assert_eq!(lot.keys(None, 9).await.unwrap(), [Box::<str>::from("a"), Box::from("b")]);
+    assert_eq!(lot.keys(Some("a"), 9).await.unwrap(), [Box::<str>::from("b")]);
     let found = |parked: Vec<Parked>| parked.iter().map(|parked| parked.message.id).collect::<Vec<_>>();
     assert_eq!(found(lot.of_keys(vec!["a".into()], 9).await.unwrap()), [second.message.id]);
     assert_eq!(found(lot.parked_before(Timestamp::from_micros(2), 9).await.unwrap()), [first.message.id]);

@@ -248,7 +248,7 @@ impl CloudBooks {
         Report {
             balanced: found.unaccounted_count == 0,
             folded: None,
-            topics: [RAW, ENRICHED].map(|name| TopicLine::unknown(name)).into(),
+            topics: [RAW, ENRICHED].map(TopicLine::unknown).into(),
             ledger: Some(LedgerLine { ids: ledger.count, digest: ledger.to_string(), beyond }),
             stages: vec![
                 stage(ingestion_service::STAGE, raw),

@@ -162,7 +162,9 @@ async fn bucket(
     prefix: &str,
 ) -> Result<(Box<dyn ObjectReader>, Prefix), Failure> {
     let prefix = Prefix::parse(prefix).map_err(Failure::usage)?;
-    let google = connectors::Google::new(&config.google).await.map_err(Failure::failed)?;
+    let google = connectors::Google::new(&config.google, &std::env::vars().collect())
+        .await
+        .map_err(Failure::failed)?;
     let mut archive = config.icestore.google.clone();
     archive.bucket = name.to_owned();
     let reader = icestore_service::google::reader(&archive, &google).await.map_err(Failure::failed)?;

@@ -45,7 +45,11 @@ pub(super) struct Remote {
 impl Remote {
     pub(super) async fn new(config: &Config) -> Result<Self, ConnectError> {
         let is_asked_for = asked_for(config).iter().any(|key| *key != "/enrichment/redis");
-        let google = if is_asked_for { Some(connectors::Google::new(&config.google).await?) } else { None };
+        let google = if is_asked_for {
+            Some(connectors::Google::new(&config.google, &std::env::vars().collect()).await?)
+        } else {
+            None
+        };
         Ok(Self { google })
     }
 

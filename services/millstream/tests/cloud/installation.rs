@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use testkit::rig::{BUCKET, Configuration, DATASET, Rig, RigOptions};
 
@@ -16,10 +17,15 @@ const PAGE: usize = 2_000;
 /// How often it is looked at: every look at the warehouse costs its emulator a whole table.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// One rig at a time: two of them leave too little of a small machine to each.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// The rig, and the replicas on it by service and number.
 pub(crate) struct Installation {
     pub(crate) rig: Rig,
-    pub(crate) runtime: tokio::runtime::Runtime,
+    /// The Cloud Storage fake runs in it.
+    _runtime: tokio::runtime::Runtime,
+    _turn: MutexGuard<'static, ()>,
     pub(crate) running: BTreeMap<(&'static str, usize), Service>,
     /// What every service takes from its environment; a test puts a proxy in.
     pub(crate) environment: Vec<(&'static str, String)>,
@@ -32,6 +38,7 @@ pub(crate) struct Installation {
 impl Installation {
     /// A rig without services; `None` when a server is missing, which has been said.
     pub(crate) fn new(test: &str, options: RigOptions) -> Option<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let rig = runtime.block_on(Rig::start(test, options))?;
@@ -39,7 +46,8 @@ impl Installation {
         let Configuration { mqtt_url, redis_url, .. } = rig.configuration();
         Some(Self {
             rig,
-            runtime,
+            _runtime: runtime,
+            _turn: turn,
             running: BTreeMap::new(),
             environment,
             ingestion: String::new(),
@@ -117,9 +125,21 @@ impl Installation {
 
     /// Waits until both sinks have `count` distinct messages; while there are more every now and then, it waits on.
     pub(crate) fn wait_for(&self, count: usize) {
+        self.wait("message_id", count, || self.lines().into_iter().map(|line| line.id.to_string()).collect());
+    }
+
+    /// The same by the messages' own numbers (`value`), where a message may have come in twice under two ids.
+    pub(crate) fn wait_for_values(&self, count: usize) {
+        let value = |line: icestore::ArchivedMessage| {
+            serde_json::from_slice::<Value>(&line.payload).unwrap()["value"].to_string()
+        };
+        self.wait("value", count, || self.lines().into_iter().map(value).collect());
+    }
+
+    fn wait(&self, column: &str, count: usize, lines: impl Fn() -> BTreeSet<String>) {
         let (mut moved, mut before) = (Instant::now(), (0, 0));
         loop {
-            let now = (self.rows_so_far().unwrap_or(before.0), self.line_ids().len());
+            let now = (self.rows_so_far(column).unwrap_or(before.0), lines().len());
             if now.0 >= count && now.1 >= count {
                 return;
             }
@@ -140,10 +160,10 @@ impl Installation {
         }
     }
 
-    /// Distinct message ids in the warehouse; `None` when the emulator would not say just now.
-    fn rows_so_far(&self) -> Option<usize> {
+    /// Distinct values of a column of the warehouse; `None` when the emulator would not say just now.
+    fn rows_so_far(&self, column: &str) -> Option<usize> {
         self.rig.bigquery.table(DATASET, "messages")?;
-        let sql = format!("SELECT COUNT(DISTINCT message_id) AS n FROM `{DATASET}.messages`");
+        let sql = format!("SELECT COUNT(DISTINCT {column}) AS n FROM `{DATASET}.messages`");
         text(&self.rig.bigquery.try_query(&sql).ok()?.first()?["n"]).parse().ok()
     }
 
@@ -174,10 +194,6 @@ impl Installation {
             lines.extend(object.map(|line| icestore::decode_line(line).unwrap()));
         }
         lines
-    }
-
-    fn line_ids(&self) -> BTreeSet<String> {
-        self.lines().into_iter().map(|line| line.id.to_string()).collect()
     }
 
     /// Payloads of all lines.

@@ -52,11 +52,11 @@ fn kills_of_every_service_with_two_replicas_each_lose_nothing() {
         kills
     });
     installation.running.values_mut().for_each(Service::ready);
-    installation.wait_for(MESSAGES);
+    installation.wait_for_values(MESSAGES);
     installation.stop_all();
     let sent = bag(lines_of(&[file]));
     let (rows, lines) = (installation.row_payloads(), installation.line_payloads());
-    for (payload, _) in &sent {
+    for payload in sent.keys() {
         let text = String::from_utf8_lossy(payload);
         assert!(rows.contains_key(payload), "seed {seed}: no row of {text}");
         assert!(lines.contains_key(payload), "seed {seed}: no line of {text}");

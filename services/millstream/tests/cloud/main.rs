@@ -15,6 +15,7 @@ mod common;
 mod installation;
 mod kills;
 mod outages;
+#[allow(dead_code, reason = "the campaigns use all of it")]
 #[path = "../rig/random.rs"]
 mod random;
 mod service;

@@ -1,6 +1,6 @@
 //! One service as a process.
 
-use crate::common::{PATIENCE, until, wait};
+use crate::common::{until, wait};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -84,13 +84,6 @@ impl Service {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
     }
 
-    /// Highest resident size of the process so far, in bytes.
-    pub(crate) fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-    }
-
     pub(crate) fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.folder.join("stderr")).unwrap_or_default();
         let from = log.len().saturating_sub(1_500);
@@ -120,6 +113,3 @@ impl Drop for Service {
         }
     }
 }
-
-/// Longest time until everything that was sent has arrived.
-pub(crate) const ARRIVAL: std::time::Duration = PATIENCE;

@@ -26,7 +26,7 @@ pub(super) fn report(config: &Config, arguments: &BooksArgs) -> Result<Report, F
 
 /// What the sinks outside the data folder hold.
 pub(super) async fn remote(config: &Config) -> Result<Remote, ConnectError> {
-    let google = Google::new(&config.google).await?;
+    let google = Google::new(&config.google, &std::env::vars().collect()).await?;
     let rows = match config.bigquery.kind {
         WarehouseKind::Embedded => None,
         WarehouseKind::Bigquery => {
@@ -71,7 +71,7 @@ fn ledger(config: &Config, arguments: &BooksArgs) -> Result<Vec<MessageId>, Fail
 }
 
 async fn open(config: &Config, ledger: Vec<MessageId>, age: Duration) -> Result<CloudBooks, ConnectError> {
-    let google = Google::new(&config.google).await?;
+    let google = Google::new(&config.google, &std::env::vars().collect()).await?;
     let archive = &config.icestore.google;
     let age = i64::try_from(age.get().as_micros()).unwrap_or(i64::MAX);
     Ok(CloudBooks {
