@@ -92,6 +92,13 @@ impl Installation {
         self.running.insert((service, replica), started);
     }
 
+    /// A process of `service` has ended: Pub/Sub's emulator would go on delivering to its streams for a minute and a half.
+    pub(crate) fn forget_reader(&self, service: &str) {
+        if service != "ingestion" {
+            self.rig.bus().end_streams(service);
+        }
+    }
+
     /// Starts `replicas` of every service and waits until all are ready.
     pub(crate) fn start_all(&mut self, replicas: usize) {
         for replica in 0..replicas {

@@ -41,10 +41,7 @@ fn kills_of_every_service_with_two_replicas_each_lose_nothing() {
             std::thread::sleep(Duration::from_millis(random.below(2_000) as u64));
             let victim = (SERVICES[random.below(SERVICES.len())], random.below(2));
             installation.running.remove(&victim).unwrap().kill();
-            if victim.0 != "ingestion" {
-                // The emulator does not notice that its reader died.
-                installation.rig.bus().end_streams(victim.0);
-            }
+            installation.forget_reader(victim.0);
             installation.start(victim.0, victim.1);
             kills += 1;
         }

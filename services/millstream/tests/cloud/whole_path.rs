@@ -61,6 +61,7 @@ fn sigterm_under_load_ends_each_service_well_and_nothing_is_lost_or_doubled() {
             });
             let (status, log) = installation.running.remove(&(service, 0)).unwrap().stop();
             assert_eq!(status.code(), Some(0), "{service}:\n{log}");
+            installation.forget_reader(service);
             installation.start(service, 0);
             installation.running.get_mut(&(service, 0)).unwrap().ready();
         }
