@@ -240,12 +240,14 @@ fn refusal(status: Status) -> Error {
         reason = format!("{reason}: {source}");
     }
     match status.code() {
-        Code::PermissionDenied | Code::Unauthenticated | Code::NotFound | Code::FailedPrecondition => {
-            Error::Refused { code, reason }
-        }
-        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented | Code::AlreadyExists => {
-            Error::Invalid { code, reason }
-        }
+        // A proxy that answers 404 is told as UNIMPLEMENTED: no message is at fault for it.
+        Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::NotFound
+        | Code::FailedPrecondition
+        | Code::Unimplemented
+        | Code::AlreadyExists => Error::Refused { code, reason },
+        Code::InvalidArgument | Code::OutOfRange => Error::Invalid { code, reason },
         _ => Error::Unavailable { code, reason },
     }
 }

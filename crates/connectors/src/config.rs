@@ -116,7 +116,8 @@ pub struct PubSubConfig {
     /// By how much the lease of a message that is worked on is extended at a time, 10 s to 10 min: so long it takes after
     /// a crash until Pub/Sub delivers to others what the process had.
     pub lease_extension: Duration,
-    /// How long a message's lease is extended in all; one that is older is delivered again.
+    /// How long a message's lease is extended in all; one that is older is delivered again, which the subscription counts
+    /// as a failed delivery. As long as an outage of a sink may last.
     pub max_lease: Duration,
     /// Creates topics and subscriptions that are not there, with defaults; for trials. It needs more rights than
     /// publishing and subscribing.
@@ -138,7 +139,7 @@ impl Default for PubSubConfig {
             ordering_keys: 0,
             streams: 4,
             lease_extension: Duration::from_mins(1),
-            max_lease: Duration::from_hours(1),
+            max_lease: Duration::from_hours(7 * 24),
             create: false,
             publish_delay: Duration::from_millis(10),
             publish_timeout: Duration::from_mins(1),

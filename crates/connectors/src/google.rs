@@ -79,8 +79,9 @@ impl Google {
         // Whoever was first has installed the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let emulators = Emulators::from(environment)?;
-        let named = || PROJECT_VARIABLES.iter().find_map(|name| environment.get(*name).cloned());
-        let project = config.project.clone().or_else(named).filter(|project| !project.trim().is_empty());
+        let is_named = |project: &&String| !project.trim().is_empty();
+        let named = || PROJECT_VARIABLES.iter().find_map(|name| environment.get(*name).filter(is_named));
+        let project = config.project.as_ref().filter(is_named).or_else(named);
         let project = match project {
             Some(project) => project.trim().to_owned(),
             None => project_of_this_machine().await?,

@@ -99,7 +99,7 @@ impl PubSubBus {
             streams: self.config.streams as usize,
             lease_extension: self.config.lease_extension.get(),
             max_lease: self.config.max_lease.get(),
-            seed: std::process::id().into(),
+            seed: service_kit::random_seed(),
             ..ConsumerOptions::default()
         };
         BoxConsumer::new(self.client.consumer(self.subscription(service), options))

@@ -253,7 +253,8 @@ impl Shared {
         state.streams.push(stream);
     }
 
-    /// Waits until less is held than may be.
+    /// Waits until less is held than may be. A message that was settled and keeps its place in the window behind an older
+    /// one counts no more: the service would send others for it, and they must not lie unread while their lease runs.
     pub(crate) async fn room(&self) {
         loop {
             let mut room = std::pin::pin!(self.room.notified());
@@ -267,8 +268,8 @@ impl Shared {
 
     fn has_room(&self) -> bool {
         let state = self.state.lock();
-        let (messages, bytes) = state.held();
-        self.limits.admit(messages, bytes, 1)
+        let (unfinished, weight) = state.window.unfinished();
+        self.limits.admit(state.queue.len() + unfinished, state.queue_weight + weight, 1)
     }
 
     /// Whether nothing waits and nothing is without a verdict.

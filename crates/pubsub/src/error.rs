@@ -92,6 +92,17 @@ pub enum PubSubError {
 }
 
 impl PubSubError {
+    /// The same of a stream: what the service refuses there is about the subscription, never about a message, so a person
+    /// is needed and the stream is opened again.
+    pub(crate) fn of_a_stream(self) -> Self {
+        match self {
+            Self::Invalid { resource, message } => {
+                Self::Setup(format!("{resource} refuses the stream: {message}"))
+            }
+            error => error,
+        }
+    }
+
     /// What repeating would bring.
     #[must_use]
     pub fn class(&self) -> ErrorClass {

@@ -14,6 +14,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 /// Messages between the task that reads and the caller.
 const AHEAD: usize = 256;
+/// Time to connect, beyond what is waited for.
+const CONNECTING: Duration = Duration::from_secs(7);
 /// How long giving everything back may take.
 const GIVE_BACK: Duration = Duration::from_secs(10);
 
@@ -105,7 +107,9 @@ impl LetterReader {
             if shown.held.len() >= max {
                 break Ok(false);
             }
-            match timeout(quiet, incoming.recv()).await {
+            // The first one comes after names, TLS and a token.
+            let patience = if shown.held.is_empty() { quiet + CONNECTING } else { quiet };
+            match timeout(patience, incoming.recv()).await {
                 Err(_) => break Ok(true),
                 Ok(Some(Ok((message, handler)))) => shown.take(from_vendor(message), handler, &mut show),
                 Ok(Some(Err(error))) => {

@@ -23,7 +23,8 @@ pub struct ConsumerOptions {
     /// The same in bytes, counted as [`messagepipeline::Message::weight`] does. Default 64 MiB.
     pub max_outstanding_bytes: usize,
     /// How long a message's lease is extended, at most. Older ones are not handed out any more; the service delivers
-    /// them again. Default one hour.
+    /// them again. Default seven days, which is how long a subscription keeps messages by default: during an outage of a sink
+    /// the service must not count deliveries that nobody could help.
     pub max_lease: Duration,
     /// By how much a lease is extended at a time, 10 to 600 s: what a crash takes until the service delivers again.
     /// Default 60 s.
@@ -47,7 +48,7 @@ impl Default for ConsumerOptions {
         Self {
             max_outstanding_messages: 10_000,
             max_outstanding_bytes: 64 << 20,
-            max_lease: Duration::from_secs(3_600),
+            max_lease: Duration::from_secs(7 * 24 * 3_600),
             lease_extension: Duration::from_secs(60),
             min_ack_extension: Duration::from_secs(10),
             streams: 4,

@@ -137,7 +137,7 @@ impl Pump {
             );
         }
         self.shared.arrived(queued);
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(()), |error| Err(error.of_a_stream()))
     }
 
     fn report(&self, error: PubSubError) {

@@ -25,6 +25,7 @@ pub(crate) struct Window<H> {
     first: u64,
     slots: VecDeque<Slot<H>>,
     weight: usize,
+    unfinished: (usize, usize),
 }
 
 #[derive(Debug)]
@@ -38,7 +39,7 @@ struct Slot<H> {
 
 impl<H> Default for Window<H> {
     fn default() -> Self {
-        Self { first: 0, slots: VecDeque::new(), weight: 0 }
+        Self { first: 0, slots: VecDeque::new(), weight: 0, unfinished: (0, 0) }
     }
 }
 
@@ -46,6 +47,11 @@ impl<H> Window<H> {
     /// Messages from the oldest unfinished to the newest.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// How many of them are not finished, and their bytes.
+    pub(crate) fn unfinished(&self) -> (usize, usize) {
+        self.unfinished
     }
 
     /// Their bytes.
@@ -56,6 +62,7 @@ impl<H> Window<H> {
     /// Adds a delivery and answers with its token.
     pub(crate) fn push(&mut self, id: MessageId, weight: usize, handle: H) -> u64 {
         self.weight += weight;
+        self.unfinished = (self.unfinished.0 + 1, self.unfinished.1 + weight);
         self.slots.push_back(Slot { id, weight, handle: Some(handle), is_finished: false });
         self.first + (self.slots.len() - 1) as u64
     }
@@ -69,8 +76,11 @@ impl<H> Window<H> {
 
     /// A delivery whose handle was taken is finished; it and what follows it makes room.
     pub(crate) fn finish(&mut self, token: u64) {
-        if let Some(slot) = self.slot(token) {
-            slot.is_finished = true;
+        if let Some(slot) = self.slot(token)
+            && !std::mem::replace(&mut slot.is_finished, true)
+        {
+            let weight = slot.weight;
+            self.unfinished = (self.unfinished.0 - 1, self.unfinished.1 - weight);
         }
         while self.slots.front().is_some_and(|slot| slot.is_finished) {
             if let Some(slot) = self.slots.pop_front() {
@@ -125,6 +135,8 @@ mod tests {
                 prop_assert_eq!(window.weight(), model[oldest..].iter().map(|(_, weight, _)| weight).sum::<usize>());
             }
             let open = model.iter().filter(|(_, _, finished)| !finished).count();
+            let weight = model.iter().filter(|(_, _, finished)| !finished).map(|(_, weight, _)| weight).sum::<usize>();
+            prop_assert_eq!(window.unfinished(), (open, weight));
             prop_assert_eq!(window.clear().len(), open);
         }
     }

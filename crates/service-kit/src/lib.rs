@@ -37,12 +37,14 @@ mod opening;
 pub mod program;
 mod run;
 mod sections;
+mod seed;
 mod signals;
 pub mod telemetry;
 
 pub use opening::open_when_possible;
 pub use run::{Exit, Failure, Outcome, Tasks};
 pub use sections::{HttpConfig, OtherSection, ShutdownConfig};
+pub use seed::random_seed;
 pub use signals::{Signal, Signals};
 
 /// The static programs' allocator. That of musl takes one lock for all threads: chunks that one thread fills and another

@@ -22,7 +22,7 @@ pub async fn open_when_possible<F>(
 where
     F: Future<Output = Result<(), StageError>>,
 {
-    let mut backoff = RetryPolicy { seed: std::process::id().into(), ..RetryPolicy::default() }.backoff(0);
+    let mut backoff = RetryPolicy { seed: crate::random_seed(), ..RetryPolicy::default() }.backoff(0);
     health.not_ready("opening");
     loop {
         let opened = tokio::select! {

@@ -23,8 +23,10 @@ use std::time::Duration;
 
 /// How long `health` waits for an answer.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long closing may take after the drain; every verdict has been given by then.
+const CLOSING: Duration = Duration::from_secs(8);
 /// How often readiness is looked at until it is said.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A configuration that has the sections of every program.
 pub trait Sections: DeserializeOwned + Serialize + JsonSchema {
@@ -231,7 +233,8 @@ async fn operate<S: Service>(
     let Program { mut tasks, health, shutdown, .. } = program;
     tasks.spawn("readiness", say_when_ready(health, shutdown));
     let outcome = tasks.run(signals, drain).await;
-    let closed = closing.await;
+    let closed = tokio::time::timeout(CLOSING, closing).await;
+    let closed = closed.unwrap_or_else(|_| Err(format!("closing did not end within {CLOSING:?}")));
     admin.stop().await;
     Ok(conclude(S::NAME, &outcome, closed))
 }

@@ -34,7 +34,8 @@ pub struct Ledger(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    file: Mutex<File>,
+    /// With the bytes of the whole ids in it.
+    file: Mutex<(File, u64)>,
     is_failing: AtomicBool,
 }
 
@@ -48,7 +49,7 @@ impl Ledger {
         std::fs::create_dir_all(folder)?;
         let path = folder.join(format!("{name}.{EXTENSION}"));
         let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
-        Ok(Self(Arc::new(Inner { path, file: Mutex::new(file), is_failing: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Inner { path, file: Mutex::new((file, 0)), is_failing: AtomicBool::new(false) })))
     }
 
     /// `publisher`, of which everything it has published is entered here.
@@ -60,7 +61,16 @@ impl Ledger {
     /// Adds `ids`. A ledger that cannot be written must not stop the messages: it is told once and goes on.
     fn add(&self, ids: &[MessageId]) {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| *id.as_bytes()).collect();
-        let written = self.0.file.lock().write_all(&bytes);
+        let written = {
+            let mut file = self.0.file.lock();
+            let written = file.0.write_all(&bytes);
+            match written {
+                Ok(()) => file.1 += bytes.len() as u64,
+                // A part of an id would shift all that come after it. Where even this fails, the next one tries again.
+                Err(_) => drop(file.0.set_len(file.1)),
+            }
+            written
+        };
         let was_failing = self.0.is_failing.swap(written.is_err(), Ordering::Relaxed);
         match written {
             Err(error) if !was_failing => {

@@ -20,3 +20,6 @@ pub use ledger::{LEDGER_FOLDER, Ledger, read_ledgers};
 #[cfg(feature = "google")]
 pub use program::IngestionProgram;
 pub use run::run;
+
+/// The stage that takes messages from the spool to the bus.
+pub const FORWARD: &str = "forward";

@@ -7,11 +7,14 @@ use connectors::{ConnectError, File, Google, PubSubBus, Window, check_bus};
 use messagepipeline::{BoxConsumer, Clock, Health, IdGenerator, SystemClock};
 use mqttconverter::endpoint::EndpointHandle;
 use mqttconverter::routing::Mistake;
-use service_kit::config::{ConfigErrors, Loaded, Problem, pointer};
+use service_kit::config::{ByteSize, ConfigErrors, Loaded, Problem, pointer};
 use service_kit::program::{Closing, Program, Service};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Pub/Sub takes messages of 10 MB. The rest is for attributes, device data, and base64 in the `json` form.
+const MAX_PACKET: ByteSize = ByteSize::from_mib(6);
 
 /// The service as a program.
 #[derive(Debug)]
@@ -37,6 +40,16 @@ impl Service for IngestionProgram {
                 "keeps what QoS 2 needs in memory only, because there is no ingestion.spool: what a device sends at QoS \
                  2 across a restart may be stored twice",
             );
+        }
+        let largest = config.ingestion.broker.as_ref().map_or_else(
+            || ("/ingestion/mqtt/max_packet_size", config.ingestion.mqtt.max_packet_size),
+            |broker| ("/ingestion/broker/max_packet_size", broker.max_packet_size),
+        );
+        if largest.1 > MAX_PACKET {
+            let message = format!(
+                "is more than Pub/Sub takes with what is added to a message: set it to {MAX_PACKET} or less"
+            );
+            check.error(largest.0, message);
         }
         let topics: Vec<&str> = config.ingestion.routes.iter().map(|route| route.topic.as_str()).collect();
         match Plan::new(&config.ingestion, &topics) {
@@ -78,10 +91,10 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
         let direct = bus.publisher(topic, window);
         let first = match &spool {
             Some(spool) => {
-                let health = program.health.stage(crate::spool::FORWARD);
+                let health = program.health.stage(crate::FORWARD);
                 let forward = spool.forward(topic, direct, bus.dead_letters(), health, window.bytes).await?;
                 let shutdown = program.shutdown.clone();
-                let name = format!("{} {topic}", crate::spool::FORWARD);
+                let name = format!("{} {topic}", crate::FORWARD);
                 program.tasks.spawn(name, async move { forward.run(shutdown).await.map(drop) });
                 spool.publisher(topic).await?
             }
@@ -135,7 +148,7 @@ async fn source(
 ) -> Result<(BoxConsumer, Option<EndpointHandle>), ConnectError> {
     if let Some(broker) = &config.broker {
         let options = broker_options(broker, config);
-        let seed = std::process::id().into();
+        let seed = service_kit::random_seed();
         let consumer = connectors::broker(options, ids, clock, health.stage("broker"), seed)?;
         return Ok((consumer, None));
     }

@@ -3,7 +3,7 @@
 //! It is the embedded bus with one subscription per topic, and a service that takes what lies there onward. A device's
 //! message is acknowledged when the spool has it on disk; the spool lets go of it when the bus has it.
 
-use crate::SpoolConfig;
+use crate::{FORWARD, SpoolConfig};
 use connectors::ConnectError;
 use embedded::bus::{Bus, BusOptions, BusReader, ConsumerOptions, Finished, IdLedger, SubscriptionOptions};
 use embedded::folder::DataFolder;
@@ -14,9 +14,6 @@ use messagepipeline::{
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The stage that takes messages from the spool to the bus.
-pub(crate) const FORWARD: &str = "forward";
 
 /// Ids in one step of forgetting; some milliseconds of the writer's time.
 const STEP: usize = 512;

@@ -113,7 +113,7 @@ impl Admin {
         match self.rest.get(&self.path()).await {
             Ok(table) => Ok(Some(table)),
             Err(failure) if failure.is(StatusCode::NOT_FOUND) => Ok(None),
-            Err(failure) => Err(failure.into_error(READ)),
+            Err(failure) => Err(settle(failure, READ)),
         }
     }
 

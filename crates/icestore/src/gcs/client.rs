@@ -249,7 +249,8 @@ impl Client {
         place: &str,
     ) -> Result<Bytes, Refusal> {
         let refusal = |status, detail| Refusal { status, action, place: place.to_owned(), detail };
-        let headers = self.credentials.headers(Default::default()).await;
+        let headers = tokio::time::timeout(self.timeout, self.credentials.headers(Default::default())).await;
+        let headers = headers.map_err(|_| refusal(Cause::Network, "no credentials in time".to_owned()))?;
         let headers = match headers.map_err(|error| refusal(Cause::Credentials, told(&error)))? {
             CacheableResource::New { data, .. } => data,
             // Only an answer to somebody who names what he has.

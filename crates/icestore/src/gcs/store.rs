@@ -167,7 +167,7 @@ impl Inner {
         let is_new = |name: &str| !self.memory.lock().has_seen(name);
         let candidates = recall::candidates(&self.client, object, since, is_new).await?;
         for stored in &candidates {
-            self.learn(&stored.name, object).await?;
+            self.learn_if_readable(&stored.name, object).await?;
         }
         self.memory.lock().looked(object.name.folder());
         if !candidates.is_empty() {
@@ -223,8 +223,11 @@ impl Inner {
 
     async fn learn_if_readable(&self, name: &str, object: &ArchiveObject) -> Result<bool, Error> {
         match self.learn(name, object).await {
-            // What cannot be read as an archive's object is none.
-            Err(Error::InvalidLine(_) | Error::Compression { .. }) => Ok(false),
+            // What cannot be read as an archive's object is none, and must not hold up the others.
+            Err(error @ (Error::InvalidLine(_) | Error::Compression { .. })) => {
+                tracing::warn!(object = name, %error, "not an object of the archive; it is passed over");
+                Ok(false)
+            }
             other => other,
         }
     }

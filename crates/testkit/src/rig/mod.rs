@@ -204,7 +204,9 @@ fn make_topics(project: &PubSubProject, options: &RigOptions) {
         exactly_once: options.exactly_once,
         ordering: false,
         dead_letters: Some((DEAD_LETTERS.to_owned(), DELIVERIES)),
-        retry: Some((Duration::from_millis(100), Duration::from_secs(10))),
+        // With a delay the emulator sorts what was given back one by one under its lock: some thousand messages at the
+        // end of a service stop it for minutes.
+        retry: None,
     };
     for (subscription, topic) in [("enrichment", RAW), ("bigquery", ENRICHED), ("icestore", ENRICHED)] {
         project.create_subscription(subscription, topic, &settings);

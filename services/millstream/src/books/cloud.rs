@@ -28,6 +28,8 @@ use std::time::Duration;
 const READ_AT_ONCE: usize = 8;
 /// Dead letters and records of skips that are read, at most.
 const MAX_RECORDS: usize = 1_000_000;
+/// Stands for the stage where Pub/Sub itself gave a message up, by the policy of a subscription.
+const FORWARDED: &str = "pubsub";
 /// When no dead letter has come for so long, there are no more.
 const QUIET: Duration = Duration::from_secs(3);
 
@@ -130,7 +132,6 @@ struct Ended {
     ids: BTreeMap<String, Vec<MessageId>>,
     letters: BTreeMap<(String, String), u64>,
     skips: BTreeMap<String, u64>,
-    foreign: u64,
 }
 
 impl CloudBooks {
@@ -165,7 +166,11 @@ impl CloudBooks {
                 ended.ids.entry(skip.stage.to_string()).or_default().push(skip.id);
                 *ended.skips.entry(skip.stage.into_owned()).or_default() += 1;
             }
-            Record::Foreign(_) => ended.foreign += 1,
+            Record::Foreign(message) => {
+                ended.ids.entry(FORWARDED.to_owned()).or_default().push(message.id);
+                let key = (FORWARDED.to_owned(), "max-delivery-attempts".to_owned());
+                *ended.letters.entry(key).or_default() += 1;
+            }
         });
         let listing = listing.await.map_err(StageError::from)?;
         if !listing.is_complete {
@@ -187,7 +192,11 @@ impl CloudBooks {
     ) -> Reconciled {
         let none = Vec::new();
         let at = |stage: &str| ended.ids.get(stage).unwrap_or(&none).as_slice();
-        let lost_before = at(enrichment_service::STAGE);
+        // What the spool could not bring to the bus, what enrichment gave up, and what Pub/Sub moved away by its own policy.
+        let mut lost_before = at(enrichment_service::STAGE).to_vec();
+        lost_before.extend_from_slice(at(ingestion_service::FORWARD));
+        lost_before.extend_from_slice(at(FORWARDED));
+        lost_before.sort_unstable();
         // Pub/Sub does not say what is on the topic between; what was not ended before it must have passed it.
         let enriched = published
             .iter()
@@ -196,15 +205,20 @@ impl CloudBooks {
             let recent = published.iter().filter(|id| self.may_be_on_its_way(id) && !held.has(id));
             recent.copied().collect()
         };
+        let and_forwarded = |stage: &str| {
+            let mut ids = [at(stage), at(FORWARDED)].concat();
+            ids.sort_unstable();
+            ids
+        };
         let sources = vec![
             of(Set::Raw, published.to_vec()),
             of(Set::Enriched, enriched.copied().collect()),
             of(Set::Warehouse, rows.ids.clone()),
             of(Set::Archive, lines.ids.clone()),
             of(Set::EndedIngestion, at(ingestion_service::STAGE).to_vec()),
-            of(Set::EndedEnrichment, lost_before.to_vec()),
-            of(Set::EndedWarehouse, at(bigquery_service::STAGE).to_vec()),
-            of(Set::EndedArchive, at(icestore_service::STAGE).to_vec()),
+            of(Set::EndedEnrichment, lost_before.clone()),
+            of(Set::EndedWarehouse, and_forwarded(bigquery_service::STAGE)),
+            of(Set::EndedArchive, and_forwarded(icestore_service::STAGE)),
             of(Set::PendingWarehouse, young(rows)),
             of(Set::PendingArchive, young(lines)),
         ];

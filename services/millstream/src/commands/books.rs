@@ -18,8 +18,13 @@ pub(super) fn run(common: &Common, arguments: &BooksArgs) -> Result<Exit, Failur
         return in_the_cloud(&config, arguments);
     }
     let folder = DataFolder::inspect(&config.data)?;
-    let books = Books::open(&folder, &config.bigquery.table)?.with(outside(&config)?);
     let running = folder.is_in_use()?;
+    if running && has_remote_sink(&config) {
+        return Err(Failure::failed(
+            "`up` is running, and a sink stands outside its data folder: they cannot be read at the same moment; stop it first",
+        ));
+    }
+    let books = Books::open(&folder, &config.bigquery.table)?.with(outside(&config)?);
     let report = books.report(running)?;
     show(&report, arguments)?;
     let mut damaged = false;
