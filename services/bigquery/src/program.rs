@@ -27,6 +27,8 @@ impl Service for BigQueryProgram {
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes enriched messages from Pub/Sub and writes them as rows to BigQuery; a message is acknowledged only when its row is stored.";
 
+    const OTHER_SECTIONS: &'static [&'static str] = &["ingestion", "enrichment", "icestore", "retention"];
+
     fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
         let mut check = loaded.check();

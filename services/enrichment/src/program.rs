@@ -29,6 +29,8 @@ impl Service for EnrichmentProgram {
     const ABOUT: &'static str = "Takes messages from one topic of Pub/Sub, adds what the registry knows of their \
         devices, and publishes them to another; a message is acknowledged only when the other topic has it.";
 
+    const OTHER_SECTIONS: &'static [&'static str] = &["ingestion", "bigquery", "icestore", "retention"];
+
     fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
         let mut check = loaded.check();

@@ -27,6 +27,8 @@ impl Service for IcestoreProgram {
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes enriched messages from Pub/Sub and writes them as compressed objects by day and place to Cloud Storage; a message is acknowledged only when its object is stored.";
 
+    const OTHER_SECTIONS: &'static [&'static str] = &["ingestion", "enrichment", "bigquery", "retention"];
+
     fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
         let mut check = loaded.check();

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+/// The topic that enrichment reads.
+const RAW: &str = "raw";
 /// Pub/Sub takes messages of 10 MB. The rest is for attributes, device data, and base64 in the `json` form.
 const MAX_PACKET: ByteSize = ByteSize::from_mib(6);
 
@@ -29,6 +31,8 @@ impl Service for IngestionProgram {
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes device messages from MQTT and publishes them to Pub/Sub; a device's message is \
         acknowledged only when Pub/Sub, or the spool on disk, has it.";
+
+    const OTHER_SECTIONS: &'static [&'static str] = &["enrichment", "bigquery", "icestore", "retention"];
 
     fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
@@ -54,6 +58,13 @@ impl Service for IngestionProgram {
         let topics: Vec<&str> = config.ingestion.routes.iter().map(|route| route.topic.as_str()).collect();
         match Plan::new(&config.ingestion, &topics) {
             Ok(plan) => {
+                for topic in plan.topics().iter().filter(|topic| *topic != RAW) {
+                    let message = format!(
+                        "lead to the topic `{topic}`, which none of Millstream's services reads: Pub/Sub forgets what is \
+                         published there unless a subscription of yours is there first, and `books` will miss it"
+                    );
+                    check.warn("/ingestion/routes", message);
+                }
                 for warning in plan.warnings() {
                     let path = format!("/ingestion{}", pointer(&warning.path));
                     check.warn(&path, &warning.message);

@@ -59,6 +59,20 @@ pub fn load<T: DeserializeOwned + JsonSchema>(
     load_or_partial(source, environment, overrides).map_err(|partial| partial.errors)
 }
 
+/// [`load`] without the sections called `others`: they belong to programs that are not this one, whose environment is
+/// not known here.
+///
+/// # Errors
+/// Every mistake with its place.
+pub fn load_own<T: DeserializeOwned + JsonSchema>(
+    source: &Source,
+    environment: &HashMap<String, String>,
+    overrides: &[Override],
+    others: &[&str],
+) -> Result<Loaded<T>, ConfigErrors> {
+    load_parts(source, environment, overrides, others).map_err(|partial| partial.errors)
+}
+
 /// [`load`] that hands out the sections without mistakes too, so that they can be checked further in the same run.
 ///
 /// # Errors
@@ -68,10 +82,22 @@ pub fn load_or_partial<T: DeserializeOwned + JsonSchema>(
     environment: &HashMap<String, String>,
     overrides: &[Override],
 ) -> Result<Loaded<T>, Box<Partial<T>>> {
+    load_parts(source, environment, overrides, &[])
+}
+
+fn load_parts<T: DeserializeOwned + JsonSchema>(
+    source: &Source,
+    environment: &HashMap<String, String>,
+    overrides: &[Override],
+    others: &[&str],
+) -> Result<Loaded<T>, Box<Partial<T>>> {
     let mut problems = Vec::new();
     let Some(mut root) = yaml::parse(source, &mut problems) else {
         return Err(Box::new(Partial { errors: ConfigErrors::new(problems, Vec::new()), rest: None }));
     };
+    if let super::tree::Value::Map(sections) = &mut root.value {
+        sections.retain(|section| !others.contains(&section.key.as_str()));
+    }
     overrides::apply(&mut root, overrides, &mut problems);
     expand::expand(&mut root, &Path::default(), &source.name, environment, &mut problems);
     let places = Places { file: source.name.clone(), root };

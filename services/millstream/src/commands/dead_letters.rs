@@ -6,6 +6,7 @@ mod work;
 use super::stored;
 use crate::cli::{Common, DeadLettersCommand, LetterSelection};
 use crate::output::{Failure, print, print_bytes, say};
+use connectors::BusKind;
 use embedded::bus::{BusReader, LetterFilter, StoredLetter};
 use messagepipeline::{Clock, MessageId, SystemClock, Timestamp};
 use service_kit::Exit;
@@ -18,6 +19,14 @@ const STAGES: [&str; 4] =
     [ingestion_service::STAGE, enrichment_service::STAGE, bigquery_service::STAGE, icestore_service::STAGE];
 
 pub(super) fn run(common: &Common, command: DeadLettersCommand) -> Result<Exit, Failure> {
+    let bus = super::configuration(common)?.value.bus;
+    if bus.kind == BusKind::Pubsub {
+        return Err(Failure::usage(format!(
+            "dead letters lie on Pub/Sub's topic `{}` (bus.kind: pubsub): `millstream books` counts them, `gcloud pubsub \
+             subscriptions pull {}` shows them",
+            bus.pubsub.dead_letters, bus.pubsub.dead_letters_reader
+        )));
+    }
     match command {
         DeadLettersCommand::List { selection, state, limit, json } => {
             let (_, folder) = stored(common)?;

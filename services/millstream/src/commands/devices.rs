@@ -6,6 +6,7 @@ use crate::output::{Failure, print, say};
 use crate::progress::Progress;
 use embedded::folder::DataFolder;
 use embedded::registry::{Device, Importer, Registry, RegistrySettings};
+use enrichment_service::SourceKind;
 use messagepipeline::SystemClock;
 use service_kit::Exit;
 use std::fs::File;
@@ -29,6 +30,12 @@ fn import(common: &Common, file: &Path) -> Result<Exit, Failure> {
         Box::new(BufReader::new(File::open(file).map_err(|error| named(&error))?))
     };
     let config = configuration(common)?.value;
+    if config.enrichment.source.kind == SourceKind::Firestore {
+        return Err(Failure::usage(format!(
+            "devices come from Firestore (enrichment.source.kind): write them to its collection `{}`",
+            config.enrichment.source.collection
+        )));
+    }
     let folder = DataFolder::share(&config.data)?;
     let mut importer = Importer::open(&folder.registry(), Arc::new(SystemClock))?;
     let progress = Progress::new(common.quiet, "lines");

@@ -122,6 +122,9 @@ impl Client {
             Version::V5 => {
                 let mut options = rumqttc_v5::MqttOptions::new(client_id, ("127.0.0.1", port));
                 options.set_session_mode(rumqttc_v5::SessionMode::Persistent);
+                // A kill between the session's commit and the CONNACK leaves a session that the client does not know of.
+                options
+                    .set_broker_session_resume_policy(rumqttc_v5::BrokerSessionResumePolicy::AllowBrokerOnly);
                 options.set_outgoing_inflight_upper_limit(window).set_keep_alive(30);
                 let (client, events) =
                     rumqttc_v5::AsyncClient::builder(options).capacity(line.window).build();
