@@ -66,9 +66,15 @@ async fn poll(client_id: String, mut events: Events, shared: Arc<Shared>, breaks
             Ok(()) if connected => {}
             Ok(()) => {
                 connected = true;
+                events.start_clean(false);
                 shared.connected();
             }
             Err(error) => {
+                // A kill between the session's commit and its CONNACK leaves a session that the client does not know
+                // of and refuses for ever: it begins anew, as a device would.
+                if error.contains("session_present=true") {
+                    events.start_clean(true);
+                }
                 shared.record.lock().trouble.insert(client_id.clone(), error);
                 if std::mem::take(&mut connected) {
                     breaks.lock().push(shared.kill.load(Ordering::Relaxed));
@@ -99,6 +105,15 @@ enum Events {
 }
 
 impl Events {
+    fn start_clean(&mut self, clean: bool) {
+        match self {
+            Self::V311(_) => {}
+            Self::V5(events) => {
+                events.options.set_clean_start(clean);
+            }
+        }
+    }
+
     async fn poll(&mut self) -> Result<(), String> {
         match self {
             Self::V311(events) => events.poll().await.map(drop).map_err(|error| error.to_string()),
@@ -122,9 +137,6 @@ impl Client {
             Version::V5 => {
                 let mut options = rumqttc_v5::MqttOptions::new(client_id, ("127.0.0.1", port));
                 options.set_session_mode(rumqttc_v5::SessionMode::Persistent);
-                // A kill between the session's commit and the CONNACK leaves a session that the client does not know of.
-                options
-                    .set_broker_session_resume_policy(rumqttc_v5::BrokerSessionResumePolicy::AllowBrokerOnly);
                 options.set_outgoing_inflight_upper_limit(window).set_keep_alive(30);
                 let (client, events) =
                     rumqttc_v5::AsyncClient::builder(options).capacity(line.window).build();
