@@ -7,6 +7,11 @@ use service_kit::config::{ByteSize, Duration};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// The topic from ingestion to enrichment.
+pub const RAW: &str = "raw";
+/// The topic from enrichment to the sinks.
+pub const ENRICHED: &str = "enriched";
+
 /// The bus between the services.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -16,7 +16,9 @@ mod pubsub;
 mod stores;
 
 pub use bus::Bus;
-pub use config::{BusConfig, BusKind, DeadLetterConfig, GoogleConfig, PubSubConfig, Window, WireForm};
+pub use config::{
+    BusConfig, BusKind, DeadLetterConfig, ENRICHED, GoogleConfig, PubSubConfig, RAW, Window, WireForm,
+};
 pub use error::ConnectError;
 #[cfg(feature = "google")]
 pub use file::{DataPath, File, check_bus, check_pubsub};

@@ -41,7 +41,7 @@ mod seed;
 mod signals;
 pub mod telemetry;
 
-pub use opening::open_when_possible;
+pub use opening::{open_when_possible, run_when_open};
 pub use run::{Exit, Failure, Outcome, Tasks};
 pub use sections::{HttpConfig, OtherSection, ShutdownConfig};
 pub use seed::random_seed;

@@ -1,6 +1,6 @@
 //! Waiting for a sink that is not there yet.
 
-use messagepipeline::{ErrorClass, RetryPolicy, Shutdown, StageError, StageHealth};
+use messagepipeline::{ErrorClass, RetryPolicy, ServiceError, Shutdown, StageError, StageHealth, Summary};
 use std::future::Future;
 use std::time::Duration;
 
@@ -47,6 +47,28 @@ where
             () = tokio::time::sleep(backoff.next_delay()) => {}
         }
     }
+}
+
+/// Waits until `open` succeeds, as [`open_when_possible`] does, and then runs `service`.
+///
+/// # Errors
+/// An error of opening that no waiting mends, or the service's.
+pub async fn run_when_open<F>(
+    open: impl Fn() -> F,
+    health: &StageHealth,
+    shutdown: &Shutdown,
+    service: impl Future<Output = Result<Summary, ServiceError>>,
+) -> Result<(), StageError>
+where
+    F: Future<Output = Result<(), StageError>>,
+{
+    if !open_when_possible(open, health, shutdown).await? {
+        return Ok(());
+    }
+    let ended = service.await;
+    ended
+        .map(drop)
+        .map_err(|error| StageError::new(error.class(), "service", error.to_string()).with_source(error))
 }
 
 #[cfg(test)]

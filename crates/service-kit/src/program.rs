@@ -4,7 +4,7 @@
 //! arguments ─► configuration, checked ─► telemetry ─► admin server ─► Service::start ─► until a signal ─► drain ─► close
 //! ```
 
-use crate::config::{ConfigErrors, Loaded, Override, Problem, Source, load_own, print_config};
+use crate::config::{ConfigErrors, Loaded, Override, Problem, Source, load, print_config};
 use crate::sections::{HttpConfig, ShutdownConfig};
 use crate::telemetry::{self, LogSettings, Verbosity};
 use crate::{Exit, Outcome, Signals, Tasks, admin};
@@ -52,9 +52,6 @@ pub trait Service {
     const NAME: &'static str;
     /// One sentence for `--help`.
     const ABOUT: &'static str;
-
-    /// Sections of the file that belong to other programs. They are not read.
-    const OTHER_SECTIONS: &'static [&'static str];
 
     /// Checks what types alone cannot tell. Opens nothing.
     ///
@@ -172,8 +169,7 @@ pub fn run<S: Service>() -> Exit {
 fn carry_out<S: Service>(cli: &Cli) -> Result<Exit, Stop> {
     let environment: HashMap<String, String> = std::env::vars().collect();
     let source = cli.config.as_ref().map_or_else(|| Ok(Source::none()), Source::file)?;
-    let loaded =
-        load_own::<S::Config>(&source, &environment, &overrides(cli, &environment), S::OTHER_SECTIONS)?;
+    let loaded = load::<S::Config>(&source, &environment, &overrides(cli, &environment))?;
     if matches!(cli.command, Some(Command::Health)) {
         return Ok(ask_health(loaded.value.http().listen));
     }

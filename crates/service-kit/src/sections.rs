@@ -35,7 +35,11 @@ impl Default for ShutdownConfig {
     }
 }
 
-/// A section of the file that belongs to another program. It is not read; `millstream check` checks all of them.
+/// Marks, in the schema of a configuration, a section that is not this program's.
+pub(crate) const OTHER_SECTION: &str = "x-other-section";
+
+/// A section of the file that belongs to another program. It is left out before anything else is looked at, so neither its
+/// mistakes nor its environment variables matter here; `millstream check` checks all of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OtherSection;
 
@@ -56,7 +60,37 @@ impl JsonSchema for OtherSection {
         "OtherSection".into()
     }
 
+    fn inline_schema() -> bool {
+        true
+    }
+
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        true.into()
+        schemars::json_schema!({ "x-other-section": true })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Source, load};
+    use std::collections::HashMap;
+
+    #[derive(Debug, Default, Deserialize, JsonSchema)]
+    #[serde(default, deny_unknown_fields)]
+    struct File {
+        http: HttpConfig,
+        ingestion: OtherSection,
+    }
+
+    #[test]
+    fn a_section_of_another_program_is_left_out_with_its_mistakes_and_variables_and_an_unknown_one_is_a_mistake()
+     {
+        let read = |text: &str| load::<File>(&Source::text("f.yaml", text), &HashMap::new(), &[]);
+        let own = "http: {listen: \"127.0.0.1:9\"}\n";
+        let loaded =
+            read(&format!("{own}ingestion:\n  broker: {{password: \"${{MQTT_PASSWORD}}\", nonsense: 1}}\n"));
+        assert_eq!(loaded.unwrap().value.http.listen.port(), 9);
+        assert!(read(&format!("{own}ingestoin: {{}}\n")).is_err());
+        assert!(read("http: {listen: \"${LISTEN}\"}\n").is_err());
     }
 }

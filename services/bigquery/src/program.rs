@@ -3,16 +3,13 @@
 use crate::google::inserter;
 use crate::{Parts, Plan, STAGE, WarehouseConfig, WarehouseKind};
 use bqstore::RowInserter;
-use connectors::{ConnectError, File, Google, PubSubBus, Window, check_bus};
+use connectors::{ConnectError, ENRICHED, File, Google, PubSubBus, Window, check_bus};
 use messagepipeline::FlushRequest;
 use service_kit::OtherSection;
 use service_kit::config::{ConfigErrors, Loaded, Problem};
-use service_kit::open_when_possible;
 use service_kit::program::{Closing, Program, Service};
+use service_kit::run_when_open;
 use std::sync::Arc;
-
-/// Topic that the service reads.
-const ENRICHED: &str = "enriched";
 
 /// The service as a program.
 #[derive(Debug)]
@@ -26,8 +23,6 @@ impl Service for BigQueryProgram {
 
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes enriched messages from Pub/Sub and writes them as rows to BigQuery; a message is acknowledged only when its row is stored.";
-
-    const OTHER_SECTIONS: &'static [&'static str] = &["ingestion", "enrichment", "icestore", "retention"];
 
     fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
@@ -71,13 +66,7 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     });
     let (opening, shutdown) = (Arc::clone(&sink), program.shutdown.clone());
     program.tasks.spawn(STAGE, async move {
-        if open_when_possible(|| opening.open(), &health, &shutdown)
-            .await
-            .map_err(|error| error.to_string())?
-        {
-            service.run(shutdown).await.map_err(|error| error.to_string())?;
-        }
-        Ok::<_, String>(())
+        run_when_open(|| opening.open(), &health, &shutdown, service.run(shutdown.clone())).await
     });
     Ok(Box::pin(async move { sink.close().await.map_err(|error| format!("BigQuery: {error}")) }))
 }

@@ -2,18 +2,13 @@
 
 use crate::google::{Registry, firestore};
 use crate::{EnrichmentConfig, Parts, Plan, STAGE, SourceKind, UnknownDevicePolicy};
-use connectors::{ConnectError, File, Google, PubSubBus, Window, check_bus};
+use connectors::{ConnectError, ENRICHED, File, Google, PubSubBus, RAW, Window, check_bus};
 use messagepipeline::{ErrorClass, StageError, SystemClock};
 use service_kit::OtherSection;
 use service_kit::config::{ConfigErrors, Loaded, Problem};
 use service_kit::program::{Closing, Program, Service};
 use std::convert::Infallible;
 use std::sync::Arc;
-
-/// Topic that the service reads.
-const RAW: &str = "raw";
-/// Topic that it writes.
-const ENRICHED: &str = "enriched";
 
 /// The service as a program.
 #[derive(Debug)]
@@ -28,8 +23,6 @@ impl Service for EnrichmentProgram {
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes messages from one topic of Pub/Sub, adds what the registry knows of their \
         devices, and publishes them to another; a message is acknowledged only when the other topic has it.";
-
-    const OTHER_SECTIONS: &'static [&'static str] = &["ingestion", "bigquery", "icestore", "retention"];
 
     fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;

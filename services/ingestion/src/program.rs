@@ -3,7 +3,7 @@
 use crate::ledger::{LEDGER_FOLDER, Ledger};
 use crate::spool::Spool;
 use crate::{IngestionConfig, Parts, Plan, STAGE, broker_options, endpoint_options, run};
-use connectors::{ConnectError, File, Google, PubSubBus, Window, check_bus};
+use connectors::{ConnectError, File, Google, PubSubBus, RAW, Window, check_bus};
 use messagepipeline::{BoxConsumer, Clock, Health, IdGenerator, SystemClock};
 use mqttconverter::endpoint::EndpointHandle;
 use mqttconverter::routing::Mistake;
@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The topic that enrichment reads.
-const RAW: &str = "raw";
 /// Pub/Sub takes messages of 10 MB. The rest is for attributes, device data, and base64 in the `json` form.
 const MAX_PACKET: ByteSize = ByteSize::from_mib(6);
 
@@ -31,8 +29,6 @@ impl Service for IngestionProgram {
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes device messages from MQTT and publishes them to Pub/Sub; a device's message is \
         acknowledged only when Pub/Sub, or the spool on disk, has it.";
-
-    const OTHER_SECTIONS: &'static [&'static str] = &["enrichment", "bigquery", "icestore", "retention"];
 
     fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;

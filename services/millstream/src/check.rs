@@ -3,15 +3,11 @@
 use crate::config::Config;
 use crate::system::{asked_for, has_remote_sink};
 use connectors::BusKind;
+pub use connectors::{ENRICHED, RAW};
 use enrichment_service::UnknownDevicePolicy;
 use icestore_service::ArchiveKind;
 use messagepipeline::{Clock, SystemClock};
 use service_kit::config::{Check, ConfigErrors, Duration, Loaded, Problem, pointer};
-
-/// Topics of the path.
-pub const RAW: &str = "raw";
-/// See [`RAW`].
-pub const ENRICHED: &str = "enriched";
 
 /// The services' checked sections.
 pub struct Plans {

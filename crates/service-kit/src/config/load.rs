@@ -5,7 +5,9 @@ use super::overrides::{self, Override};
 use super::path::{Path, Step};
 use super::problem::{ConfigErrors, Place, Problem};
 use super::source::Source;
+use super::tree::{Node, Value as Tree};
 use super::{expand, schema, validate, yaml};
+use crate::sections::OTHER_SECTION;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -59,20 +61,6 @@ pub fn load<T: DeserializeOwned + JsonSchema>(
     load_or_partial(source, environment, overrides).map_err(|partial| partial.errors)
 }
 
-/// [`load`] without the sections called `others`: they belong to programs that are not this one, whose environment is
-/// not known here.
-///
-/// # Errors
-/// Every mistake with its place.
-pub fn load_own<T: DeserializeOwned + JsonSchema>(
-    source: &Source,
-    environment: &HashMap<String, String>,
-    overrides: &[Override],
-    others: &[&str],
-) -> Result<Loaded<T>, ConfigErrors> {
-    load_parts(source, environment, overrides, others).map_err(|partial| partial.errors)
-}
-
 /// [`load`] that hands out the sections without mistakes too, so that they can be checked further in the same run.
 ///
 /// # Errors
@@ -82,26 +70,18 @@ pub fn load_or_partial<T: DeserializeOwned + JsonSchema>(
     environment: &HashMap<String, String>,
     overrides: &[Override],
 ) -> Result<Loaded<T>, Box<Partial<T>>> {
-    load_parts(source, environment, overrides, &[])
-}
-
-fn load_parts<T: DeserializeOwned + JsonSchema>(
-    source: &Source,
-    environment: &HashMap<String, String>,
-    overrides: &[Override],
-    others: &[&str],
-) -> Result<Loaded<T>, Box<Partial<T>>> {
+    let schema = schema::schema::<T>();
     let mut problems = Vec::new();
     let Some(mut root) = yaml::parse(source, &mut problems) else {
         return Err(Box::new(Partial { errors: ConfigErrors::new(problems, Vec::new()), rest: None }));
     };
-    if let super::tree::Value::Map(sections) = &mut root.value {
-        sections.retain(|section| !others.contains(&section.key.as_str()));
+    if let Node { value: Tree::Map(sections), .. } = &mut root {
+        sections.retain(|section| schema["properties"][&section.key][OTHER_SECTION] != true);
     }
     overrides::apply(&mut root, overrides, &mut problems);
     expand::expand(&mut root, &Path::default(), &source.name, environment, &mut problems);
     let places = Places { file: source.name.clone(), root };
-    let value = validate::validate(&schema::schema::<T>(), &places, &mut problems);
+    let value = validate::validate(&schema, &places, &mut problems);
     if !problems.is_empty() {
         return Err(Box::new(partial(value, places, ConfigErrors::new(problems, Vec::new()))));
     }

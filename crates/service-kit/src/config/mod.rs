@@ -35,7 +35,7 @@ mod yaml;
 pub use byte_size::ByteSize;
 pub use check::{Check, pointer};
 pub use duration::Duration;
-pub use load::{Loaded, Partial, load, load_or_partial, load_own};
+pub use load::{Loaded, Partial, load, load_or_partial};
 pub use overrides::Override;
 pub use print::print_config;
 pub use problem::{ConfigErrors, Place, Problem};

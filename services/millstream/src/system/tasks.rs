@@ -4,10 +4,11 @@ use super::gauges;
 use super::open::{Services, Stores, System};
 use bqstore::RowInserter;
 use icestore::ObjectStore;
-use messagepipeline::{Health, ServiceError, Shutdown, StageError};
+use messagepipeline::{Health, ServiceError, Shutdown};
 use service_kit::Tasks;
-use service_kit::open_when_possible;
+use service_kit::run_when_open;
 use std::convert::Infallible;
+use std::future::ready;
 use std::time::Duration;
 
 impl System {
@@ -18,17 +19,19 @@ impl System {
         let stores = self.stores;
         let (rows, stage, begun) = (stores.remote_rows.clone(), health.stage("bigquery"), shutdown.clone());
         tasks.spawn("bigquery", async move {
+            let service = warehouse.run(begun.clone());
             match rows {
-                Some(rows) if !open_when_possible(|| rows.open(), &stage, &begun).await? => Ok(()),
-                _ => run(warehouse.run(begun)).await.map_err(failed),
+                Some(rows) => run_when_open(|| rows.open(), &stage, &begun, service).await,
+                None => run_when_open(|| ready(Ok(())), &stage, &begun, service).await,
             }
         });
         let (objects, stage, begun) =
             (stores.remote_objects.clone(), health.stage("icestore"), shutdown.clone());
         tasks.spawn("icestore", async move {
+            let service = archive.run(begun.clone());
             match objects {
-                Some(objects) if !open_when_possible(|| objects.open(), &stage, &begun).await? => Ok(()),
-                _ => run(archive.run(begun)).await.map_err(failed),
+                Some(objects) => run_when_open(|| objects.open(), &stage, &begun, service).await,
+                None => run_when_open(|| ready(Ok(())), &stage, &begun, service).await,
             }
         });
         tasks.spawn("enrichment", run(enrichment.run(shutdown.clone())));
@@ -48,10 +51,6 @@ async fn run(
     service: impl Future<Output = Result<messagepipeline::Summary, ServiceError>>,
 ) -> Result<(), ServiceError> {
     service.await.map(drop)
-}
-
-fn failed(error: ServiceError) -> StageError {
-    StageError::new(error.class(), "service", error.to_string())
 }
 
 async fn quiet(task: impl Future<Output = ()>) -> Result<(), Infallible> {
