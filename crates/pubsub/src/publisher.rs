@@ -13,7 +13,7 @@ use google_cloud_pubsub::publisher::PublishFuture;
 use messagepipeline::metric_names::BUS_PUBLISHED;
 use messagepipeline::{BatchOutcome, ErrorClass, Message, Publisher, StageError};
 use parking_lot::Mutex;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -182,25 +182,80 @@ impl Inner {
     /// A request that the service refuses is refused as a whole. Each of its messages gets one of its own, so that only
     /// the one at fault fails.
     async fn repeat_alone(&self, messages: &[Entry], outcomes: &mut [Outcome]) {
-        let is_refused = |at: &usize| matches!(outcomes[*at], Err(PubSubError::Invalid { .. }));
-        let refused: Vec<usize> = (0..outcomes.len()).filter(is_refused).collect();
-        if refused.is_empty() {
+        let repeated = self.repeatable(messages, outcomes);
+        if repeated.is_empty() {
             return;
         }
-        let Ok(vendor) = self.connected(&self.alone, true).await else { return };
-        let at_once = if self.options.ordering == Ordering::None { AT_ONCE } else { 1 };
-        for part in refused.chunks(at_once) {
+        let vendor = match self.connected(&self.alone, true).await {
+            Ok(vendor) => vendor,
+            // None of them may count as refused: most are not at fault.
+            Err(error) => return repeated.iter().for_each(|at| outcomes[*at] = Err(error.clone())),
+        };
+        if self.options.ordering != Ordering::None {
+            return self.repeat_in_order(&vendor, messages, &repeated, outcomes).await;
+        }
+        for part in repeated.chunks(AT_ONCE) {
             let sent = part.iter().map(|at| Ok(vendor.publish(self.encode(&messages[*at])?))).collect();
             let answers = self.answers(&self.alone, sent).await;
-            for (at, answer) in part.iter().zip(answers) {
-                if answer.is_err()
-                    && let Some(key) = self.key(&messages[*at].0)
-                {
-                    vendor.resume_publish(key);
-                }
-                outcomes[*at] = answer;
+            part.iter().zip(answers).for_each(|(at, answer)| outcomes[*at] = answer);
+        }
+    }
+
+    /// The messages whose request was refused, and those behind them under the same key. What follows a message that
+    /// failed for another reason under its key is left, or it would overtake it.
+    fn repeatable(&self, messages: &[Entry], outcomes: &[Outcome]) -> Vec<usize> {
+        let mut first_of_key = HashMap::new();
+        let mut is_repeatable = |at: &usize| {
+            let Err(error) = &outcomes[*at] else { return false };
+            if matches!(error, PubSubError::TooLarge { .. }) {
+                return false; // It was never sent, and so holds up none.
+            }
+            let this = matches!(error, PubSubError::Invalid { .. } | PubSubError::KeyPaused);
+            let first = self.key(&messages[*at].0).map_or(this, |key| *first_of_key.entry(key).or_insert(this));
+            this && first
+        };
+        (0..outcomes.len()).filter(|at| is_repeatable(at)).collect()
+    }
+
+    /// One after the other. A message that fails for now holds up those behind it under its key, and so does the
+    /// deadline, which is one for all.
+    async fn repeat_in_order(
+        &self,
+        vendor: &VendorPublisher,
+        messages: &[Entry],
+        repeated: &[usize],
+        outcomes: &mut [Outcome],
+    ) {
+        let until = Instant::now() + self.options.deadline;
+        let mut held = HashSet::new();
+        for at in repeated {
+            let key = self.key(&messages[*at].0).unwrap_or_default();
+            if held.contains(&key) || Instant::now() >= until {
+                outcomes[*at] = Err(PubSubError::KeyPaused);
+                continue;
+            }
+            outcomes[*at] = self.publish_alone(vendor, &messages[*at], &key).await;
+            if matches!(&outcomes[*at], Err(error) if error.class() != ErrorClass::Permanent) {
+                held.insert(key);
             }
         }
+    }
+
+    /// Publishes one ordered message in a request of its own. The client gives the answer of a failed request before it
+    /// pauses the key, so telling it to go on can come too early and be lost: then the next message is refused once.
+    async fn publish_alone(&self, vendor: &VendorPublisher, message: &Entry, key: &str) -> Outcome {
+        let mut outcome = Err(PubSubError::KeyPaused);
+        for _ in 0..2 {
+            let sent = self.encode(message).map(|message| vendor.publish(message));
+            outcome = self.answers(&self.alone, vec![sent]).await.pop().unwrap_or(Err(PubSubError::Closed));
+            if outcome.is_err() {
+                vendor.resume_publish(key);
+            }
+            if !matches!(outcome, Err(PubSubError::KeyPaused)) {
+                break;
+            }
+        }
+        outcome
     }
 
     async fn connected(&self, lazy: &Lazy, alone: bool) -> Result<VendorPublisher, PubSubError> {
