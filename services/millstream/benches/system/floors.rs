@@ -1,6 +1,6 @@
 //! What the parts of the path cost at the least: the same payloads through each step and nothing around it.
 
-use crate::{messages, program};
+use crate::{kernel, messages, program};
 use messagepipeline::{Consumer, IdGenerator, Settlement, SystemClock, Verdict};
 use mqttconverter::endpoint::{Endpoint, EndpointOptions};
 use std::io::Write;
@@ -24,9 +24,9 @@ pub(crate) fn measure(payloads: &[Vec<u8>]) -> Vec<(&'static str, f64)> {
 }
 
 fn spent(work: impl FnOnce()) -> f64 {
-    let before = program::own_cpu();
+    let before = kernel::own_cpu();
     work();
-    program::own_cpu() - before
+    kernel::own_cpu() - before
 }
 
 /// Everything that is there is appended to a file, synced, and answered.
@@ -41,7 +41,7 @@ fn endpoint(payloads: &[Vec<u8>]) -> f64 {
             Endpoint::bind(options, Arc::new(IdGenerator::default()), Arc::new(SystemClock)).await.unwrap();
         endpoint.consumer.open().await.unwrap();
         let broker = format!("mqtt://{}", endpoint.address);
-        let before = program::own_cpu();
+        let before = kernel::own_cpu();
         let mut feed = program::command(folder.path())
             .args(["feed", "--broker", &broker, "--connections", "20", recording.to_str().unwrap()])
             .spawn()
@@ -75,7 +75,7 @@ fn endpoint(payloads: &[Vec<u8>]) -> f64 {
         }
         let status = tokio::task::spawn_blocking(move || feed.wait()).await.unwrap().unwrap();
         assert!(status.success(), "feed ended with {status}");
-        program::own_cpu() - before
+        kernel::own_cpu() - before
     })
 }
 

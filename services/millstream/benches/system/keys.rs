@@ -2,7 +2,7 @@
 //!
 //! The service is the one that `icestore` runs, with its processor; only the store behind it keeps nothing.
 
-use crate::program::{own_cpu, peak_of};
+use crate::kernel::{own_cpu, peak_of};
 use crate::{figure, scaled};
 use futures_util::future::BoxFuture;
 use icestore::{ArchiveObject, ObjectStore, PutOutcome};

@@ -28,6 +28,7 @@
 )]
 
 mod floors;
+mod kernel;
 mod keys;
 mod latency;
 mod messages;

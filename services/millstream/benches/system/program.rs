@@ -1,13 +1,10 @@
 //! The program as a process of its own, and what the kernel says about it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use crate::kernel;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// Ticks of `/proc/*/stat` in a second: fixed for programs on Linux.
-const TICKS: f64 = 100.0;
+use std::time::Duration;
 
 /// Longest wait for anything; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(1_800);
@@ -62,36 +59,19 @@ impl Up {
         Self { child, mqtt, http }
     }
 
-    /// User and system time so far, in seconds; also of a process that has ended and was not waited for.
-    pub(crate) fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks = |place: usize| fields[place].parse::<f64>().unwrap();
-        (ticks(11) + ticks(12)) / TICKS
-    }
-
     /// Peak resident size in MiB.
     pub(crate) fn peak(&self) -> f64 {
-        peak_of(&self.child.id().to_string())
+        kernel::peak_of(&self.child.id().to_string())
     }
 
     /// Waits until a counter of `/metrics` has reached `count`.
     pub(crate) fn wait_for(&self, metric: &str, count: usize) {
-        let start = Instant::now();
-        while self.metric(metric) < count as f64 {
-            assert!(start.elapsed() < PATIENCE, "{metric} does not reach {count}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        kernel::wait_for(self.http, metric, count, PATIENCE);
     }
 
     /// The sum of all lines of `/metrics` that begin with `name`.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.http)).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
-        answer.lines().filter(|line| line.starts_with(name)).filter_map(value).sum()
+        kernel::metric(self.http, name)
     }
 
     /// SIGKILL: what it holds is lost to it, and comes again.
@@ -102,15 +82,7 @@ impl Up {
 
     /// SIGTERM, and the CPU it has used when it has ended.
     pub(crate) fn stop(mut self) -> f64 {
-        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let stat = format!("/proc/{}/stat", self.child.id());
-        let start = Instant::now();
-        while !std::fs::read_to_string(&stat).unwrap().rsplit(')').next().unwrap().starts_with(" Z") {
-            assert!(start.elapsed() < PATIENCE, "it does not stop");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let cpu = self.cpu();
+        let cpu = kernel::terminate(self.child.id(), PATIENCE);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "up ended with {status}");
         cpu
@@ -123,17 +95,4 @@ impl Drop for Up {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Peak resident size of a process in MiB; `self` is this one.
-pub(crate) fn peak_of(process: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1_024.0
-}
-
-/// User and system time of this process, in seconds.
-pub(crate) fn own_cpu() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

@@ -61,7 +61,7 @@ pub(crate) fn publish(port: u16, device: &Device, first: u64, time: Duration) ->
     published
 }
 
-fn connect(stream: &mut TcpStream, name: &str) {
+pub(crate) fn connect(stream: &mut TcpStream, name: &str) {
     let mut packet = vec![0x10, (10 + 2 + name.len()) as u8];
     packet.extend_from_slice(b"\x00\x04MQTT\x04\x02\x00\x3c");
     text(&mut packet, name);
@@ -71,7 +71,7 @@ fn connect(stream: &mut TcpStream, name: &str) {
     assert_eq!(answer, [0x20, 2, 0, 0], "CONNACK");
 }
 
-fn publish_packet(name: &str, number: u64, id: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn publish_packet(name: &str, number: u64, id: u16, payload: &[u8]) -> Vec<u8> {
     let topic = format!("devices/{name}/{number}");
     let mut packet = vec![0x32];
     let mut length = 2 + topic.len() + 2 + payload.len();

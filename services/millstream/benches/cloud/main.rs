@@ -1,0 +1,62 @@
+//! Figures of the services on Google Cloud, against a real broker, a real Redis and Google's emulators. CPU is user
+//! and system time of the service's process alone.
+//!
+//! `cargo bench -p millstream --features google --bench cloud [-- SCENARIO…]`; without a name all of them. The services
+//! are found beside the program that cargo builds for it, so build them first:
+//! `cargo build --release --workspace --bins --features google`.
+//!
+//! | scenario | what |
+//! | --- | --- |
+//! | `ingestion` | MQTT → Pub/Sub: CPU at full speed and at 2,000 messages a second, memory, bytes on Pub/Sub |
+//! | `situations` | what is lost and doubled when Pub/Sub stands still or ingestion is killed |
+//!
+//! `MILLSTREAM_RECORDINGS` names a folder with recordings; without it messages are made up. `MILLSTREAM_BENCH_SCALE`
+//! (default 1) multiplies message counts. Every line that begins with `figure` is for programs: name, value, unit,
+//! between tabs.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    reason = "a program that prints figures"
+)]
+
+#[allow(dead_code, reason = "the other bench uses all of it")]
+#[path = "../system/kernel.rs"]
+mod kernel;
+#[allow(dead_code, reason = "the other bench uses all of it")]
+#[path = "../system/messages.rs"]
+mod messages;
+#[allow(dead_code, reason = "each scenario uses its part")]
+mod process;
+
+/// What builds the services.
+const BUILD: &str = "cargo build --release --workspace --bins --features google";
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let scenarios: [(&str, fn()); 0] = [];
+    for (name, run) in scenarios {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            println!("\n== {name}");
+            run();
+        }
+    }
+}
+
+/// Prints a figure for people and programs.
+pub(crate) fn figure(name: &str, value: f64, unit: &str) {
+    println!("figure\t{name}\t{value:.3}\t{unit}");
+}
+
+/// `usual`, scaled.
+pub(crate) fn scaled(usual: usize) -> usize {
+    let scale =
+        std::env::var("MILLSTREAM_BENCH_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
+    ((usual as f64 * scale) as usize).max(1)
+}
