@@ -26,6 +26,10 @@
     reason = "a program that prints figures"
 )]
 
+mod arrivals;
+mod beside;
+mod fleet;
+mod ingestion;
 #[allow(dead_code, reason = "the other bench uses all of it")]
 #[path = "../system/kernel.rs"]
 mod kernel;
@@ -34,13 +38,18 @@ mod kernel;
 mod messages;
 #[allow(dead_code, reason = "each scenario uses its part")]
 mod process;
+#[allow(dead_code, reason = "the other bench uses all of it")]
+#[path = "../system/publisher.rs"]
+mod publisher;
+mod site;
+mod situations;
 
 /// What builds the services.
 const BUILD: &str = "cargo build --release --workspace --bins --features google";
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let scenarios: [(&str, fn()); 0] = [];
+    let scenarios: [(&str, fn()); 2] = [("ingestion", ingestion::run), ("situations", situations::run)];
     for (name, run) in scenarios {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             println!("\n== {name}");
