@@ -9,6 +9,8 @@
 //! | --- | --- |
 //! | `ingestion` | MQTT → Pub/Sub: CPU at full speed and at 2,000 messages a second, memory, bytes on Pub/Sub |
 //! | `situations` | what is lost and doubled when Pub/Sub stands still or ingestion is killed |
+//! | `enrichment` | CPU with all look-ups in Redis; documents read while cold; Redis killed half-way |
+//! | `archive` | Pub/Sub → archive, 10 keys: CPU, objects, size, memory |
 //!
 //! `MILLSTREAM_RECORDINGS` names a folder with recordings; without it messages are made up. `MILLSTREAM_BENCH_SCALE`
 //! (default 1) multiplies message counts. Every line that begins with `figure` is for programs: name, value, unit,
@@ -26,8 +28,12 @@
     reason = "a program that prints figures"
 )]
 
+mod archive;
 mod arrivals;
 mod beside;
+#[allow(dead_code, reason = "each scenario reads its counts")]
+mod counting;
+mod enrichment;
 mod fleet;
 mod ingestion;
 #[allow(dead_code, reason = "the other bench uses all of it")]
@@ -43,13 +49,19 @@ mod process;
 mod publisher;
 mod site;
 mod situations;
+mod waiting;
 
 /// What builds the services.
 const BUILD: &str = "cargo build --release --workspace --bins --features google";
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let scenarios: [(&str, fn()); 2] = [("ingestion", ingestion::run), ("situations", situations::run)];
+    let scenarios: [(&str, fn()); 4] = [
+        ("ingestion", ingestion::run),
+        ("situations", situations::run),
+        ("enrichment", enrichment::run),
+        ("archive", archive::run),
+    ];
     for (name, run) in scenarios {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             println!("\n== {name}");
