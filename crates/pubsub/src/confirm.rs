@@ -5,22 +5,20 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use google_cloud_pubsub::subscriber::handler::ExactlyOnce;
 use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
 
 /// Sends acknowledgements and waits. There are never more than the consumer's window holds.
 pub(crate) struct Confirmer {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) closing: CancellationToken,
 }
 
 impl Confirmer {
-    /// Runs until the consumer is closed and everything is confirmed or refused.
+    /// Runs until the consumer takes no more verdicts and everything is confirmed or refused.
     pub(crate) async fn run(self) {
         let mut waiting = FuturesUnordered::new();
         loop {
-            let is_closing = self.closing.is_cancelled();
-            waiting.extend(self.shared.take_confirmations().into_iter().map(confirm));
-            if is_closing && waiting.is_empty() {
+            let (acknowledged, is_all) = self.shared.take_confirmations();
+            waiting.extend(acknowledged.into_iter().map(confirm));
+            if is_all && waiting.is_empty() {
                 return;
             }
             tokio::select! {
@@ -32,7 +30,6 @@ impl Confirmer {
                     self.shared.confirmed(&answers);
                 }
                 () = self.shared.confirm.notified() => {}
-                () = self.closing.cancelled(), if !is_closing => {}
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::pump::Pump;
 use crate::tally::Tally;
 use crate::window::{Limits, Window};
 use crate::wire::Decoder;
+use futures_util::future::join_all;
 use google_cloud_pubsub::subscriber::ShutdownToken;
 use google_cloud_pubsub::subscriber::handler::{ExactlyOnce, Handler};
 use messagepipeline::metric_names::{BUS_LEASES_EXPIRED, BUS_REDELIVERED, PUBSUB_STREAM_FAILURES};
@@ -66,11 +67,14 @@ struct State {
     tally: Tally,
     /// Acknowledgements that must be confirmed.
     confirm: Vec<(u64, ExactlyOnce)>,
-    /// Acknowledgements that the service did not confirm after the consumer was closed.
+    /// Acknowledgements since `close` began that the service did not confirm, or that came too late to be sent.
     unconfirmed: usize,
+    /// `close` has begun; verdicts are still taken.
+    is_closing: bool,
     failure: Option<PubSubError>,
     /// Every stream that may still have verdicts to send.
     streams: Vec<ShutdownToken>,
+    /// What had no verdict was given back; verdicts come too late.
     is_closed: bool,
 }
 
@@ -131,7 +135,7 @@ impl PubSubConsumer {
             };
             self.tasks.push(tokio::spawn(pump.run()));
         }
-        let confirmer = Confirmer { shared: Arc::clone(&self.shared), closing: self.closing.clone() };
+        let confirmer = Confirmer { shared: Arc::clone(&self.shared) };
         self.confirmer = Some(tokio::spawn(confirmer.run()));
     }
 
@@ -140,6 +144,7 @@ impl PubSubConsumer {
         let until = Instant::now() + self.options.close_deadline;
         let name = self.subscription.full();
         let late = || PubSubError::VerdictsLost(format!("{name} did not take all verdicts in time"));
+        self.shared.state.lock().is_closing = true;
         self.closing.cancel();
         // The streams end first: what is given back must not come to them again. A task is forgotten when it has ended,
         // so that a close that was given up can be called again.
@@ -154,9 +159,7 @@ impl PubSubConsumer {
             self.confirmer = None;
         }
         let streams = self.shared.state.lock().streams.clone();
-        for stream in streams {
-            timeout_at(until, stream.shutdown()).await.map_err(|_| late())?;
-        }
+        timeout_at(until, join_all(streams.iter().map(ShutdownToken::shutdown))).await.map_err(|_| late())?;
         match self.shared.state.lock().unconfirmed {
             0 => Ok(()),
             count => Err(PubSubError::VerdictsLost(format!("{name} confirmed {count} acknowledgements not"))),
@@ -315,9 +318,10 @@ impl Shared {
         self.confirm.notify_one();
     }
 
-    /// Acknowledgements that are to be confirmed.
-    pub(crate) fn take_confirmations(&self) -> Vec<(u64, ExactlyOnce)> {
-        std::mem::take(&mut self.state.lock().confirm)
+    /// Acknowledgements that are to be confirmed, and whether no more can follow.
+    pub(crate) fn take_confirmations(&self) -> (Vec<(u64, ExactlyOnce)>, bool) {
+        let mut state = self.state.lock();
+        (std::mem::take(&mut state.confirm), state.is_closed)
     }
 
     /// What became of acknowledgements.
@@ -330,7 +334,7 @@ impl Shared {
             );
         }
         let mut state = self.state.lock();
-        if state.is_closed {
+        if state.is_closing {
             state.unconfirmed += refused;
         }
         tokens.iter().for_each(|(token, _)| state.window.finish(*token));
@@ -381,11 +385,16 @@ impl State {
         deliveries
     }
 
-    /// Notes one verdict; what the service must be told goes to `tell`.
-    fn settle(&mut self, settlement: Settlement, tell: &mut Vec<(Handler, bool)>) {
+    /// Notes one verdict; what the service must be told goes to `tell`. `false` for an acknowledgement that comes too late:
+    /// its message was given back.
+    fn settle(&mut self, settlement: Settlement, tell: &mut Vec<(Handler, bool)>) -> bool {
         let token = settlement.token.0;
-        let Some((id, handler)) = self.window.take(token) else { return };
         let is_ack = settlement.verdict == Verdict::Ack;
+        let Some((id, handler)) = self.window.take(token) else {
+            let is_late = self.is_closed && is_ack;
+            self.unconfirmed += usize::from(is_late);
+            return !is_late;
+        };
         match settlement.verdict {
             Verdict::Ack => self.tally.forget(id),
             Verdict::Nack => self.tally.fail(id),
@@ -399,17 +408,27 @@ impl State {
                 tell.push((handler, is_ack));
             }
         }
+        true
     }
 }
 
 impl Settle for Shared {
     fn settle(&self, settlements: &[Settlement]) {
         let mut tell = Vec::with_capacity(settlements.len());
-        let must_confirm = {
+        let (late, must_confirm) = {
             let mut state = self.state.lock();
-            settlements.iter().for_each(|settlement| state.settle(*settlement, &mut tell));
-            !state.confirm.is_empty()
+            let mut late = 0;
+            for settlement in settlements {
+                late += usize::from(!state.settle(*settlement, &mut tell));
+            }
+            (late, !state.confirm.is_empty())
         };
+        if late > 0 {
+            tracing::warn!(
+                messages = late,
+                "acknowledged after the consumer was closed; the messages come again"
+            );
+        }
         for (handler, is_ack) in tell {
             if is_ack { handler.ack() } else { handler.nack() }
         }

@@ -211,7 +211,8 @@ impl Inner {
                 return false; // It was never sent, and so holds up none.
             }
             let this = matches!(error, PubSubError::Invalid { .. } | PubSubError::KeyPaused);
-            let first = self.key(&messages[*at].0).map_or(this, |key| *first_of_key.entry(key).or_insert(this));
+            let first =
+                self.key(&messages[*at].0).map_or(this, |key| *first_of_key.entry(key).or_insert(this));
             this && first
         };
         (0..outcomes.len()).filter(|at| is_repeatable(at)).collect()

@@ -16,6 +16,7 @@ use bigquery::{
     BigQueryLocation, BigQueryResult, BigQueryStreamingWriteOptions, BigQueryStreamingWriter,
     BigQueryTableId, BigQueryTableRef, BigQueryTraceId, BigQueryWriteResponse,
 };
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
@@ -184,13 +185,12 @@ impl Appender {
         self.places.close();
     }
 
-    /// Ends the idle connections, whose schema may be out of date.
+    /// Ends the idle connections, whose schema may be out of date, side by side within one deadline.
     pub(super) async fn drop_idle(&self) {
         let idle = std::mem::take(&mut *self.idle.lock());
-        for connection in idle {
-            // Nothing is under way on it; a failure changes nothing.
-            let _ = timeout(self.options.timeout, connection.writer.finish()).await;
-        }
+        let endings = idle.into_iter().map(|connection| connection.writer.finish());
+        // Nothing is under way on them; a failure changes nothing.
+        let _ = timeout(self.options.timeout, join_all(endings)).await;
     }
 
     async fn connect(&self, plan: &Arc<TablePlan>) -> Result<Connection, Error> {

@@ -192,3 +192,39 @@ async fn exactly_once_confirms_every_acknowledgement_before_close_returns() {
     let mut again = client.consumer(SUBSCRIPTION, options());
     only_a_new_message_comes(&client, &mut again).await;
 }
+
+/// `close` is held in the middle by not being polled, while its tasks go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_while_close_runs_is_confirmed_and_what_comes_after_it_is_named() {
+    let settings = SubscriptionSettings { exactly_once: true, ..SubscriptionSettings::default() };
+    let test = "what_is_acknowledged_while_close_runs";
+    let Some((project, client)) = set_up_with(test, &settings) else { return };
+    let published = messages(20);
+    publish_all(&client, &published).await;
+    let mut consumer = client.consumer(SUBSCRIPTION, options());
+    let mut held = Vec::new();
+    while held.len() < published.len() {
+        held.extend(next(&mut consumer).await);
+    }
+    let mut late = held.split_off(10);
+    let mut open: Vec<_> = late.iter().map(|(message, _)| message.id).collect();
+    open.sort_unstable();
+    {
+        let mut closing = std::pin::pin!(consumer.close());
+        let first = futures_util::poll!(closing.as_mut());
+        assert!(first.is_pending(), "closing takes a moment");
+        // What ends with the first step of it has ended then.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        held.into_iter().for_each(|(_, ack)| ack.ack());
+        closing.await.expect("all that was acknowledged is confirmed");
+    }
+    late.drain(..5).for_each(|(_, ack)| ack.ack());
+    let error = consumer.close().await.expect_err("five acknowledgements were lost");
+    assert!(error.detail().contains('5') && error.detail().contains("come again"), "{error}");
+    drop((late, consumer));
+    project.end_streams(SUBSCRIPTION);
+    let mut again = client.consumer(SUBSCRIPTION, options());
+    let received = acknowledge(&mut again, 10).await;
+    assert_eq!(ids(&received), open, "exactly what was not confirmed comes again");
+    only_a_new_message_comes(&client, &mut again).await;
+}
