@@ -1,9 +1,8 @@
 //! The one configuration file, as a service that is a process of its own reads it.
 
-use crate::{BusConfig, BusKind, GoogleConfig};
+use crate::{BusConfig, GoogleConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use service_kit::config::Check;
 use service_kit::program::Sections;
 use service_kit::telemetry::LogSettings;
 use service_kit::{HttpConfig, OtherSection, ShutdownConfig};
@@ -74,40 +73,4 @@ where
     fn shutdown(&self) -> &ShutdownConfig {
         &self.shutdown
     }
-}
-
-/// Checks the sections of the bus for a service that is a process of its own.
-pub fn check_bus(bus: &BusConfig, check: &mut Check) {
-    if bus.kind == BusKind::Embedded {
-        check.error(
-            "/bus/kind",
-            "is embedded, which lives in one process with all services: run `millstream up`, or set it to pubsub",
-        );
-    }
-    check_pubsub(bus, check);
-}
-
-/// Checks the names on Pub/Sub.
-pub fn check_pubsub(bus: &BusConfig, check: &mut Check) {
-    let pubsub = &bus.pubsub;
-    if !(10..=600).contains(&pubsub.lease_extension.get().as_secs()) {
-        check
-            .error("/bus/pubsub/lease_extension", "must be between 10s and 10m, which is what Pub/Sub takes");
-    }
-    if pubsub.max_lease < pubsub.lease_extension {
-        check.error("/bus/pubsub/max_lease", "is shorter than lease_extension: make it at least as long");
-    }
-    let mut name = |pointer: String, name: &str| {
-        if let Some(mistake) = ::pubsub::name_mistake(name) {
-            check.error(&pointer, mistake);
-        }
-    };
-    for (key, topic) in &pubsub.topics {
-        name(format!("/bus/pubsub/topics/{key}"), topic);
-    }
-    for (key, subscription) in &pubsub.subscriptions {
-        name(format!("/bus/pubsub/subscriptions/{key}"), subscription);
-    }
-    name("/bus/pubsub/dead_letters".to_owned(), &pubsub.dead_letters);
-    name("/bus/pubsub/dead_letters_reader".to_owned(), &pubsub.dead_letters_reader);
 }

@@ -41,10 +41,7 @@ impl Plan {
     /// # Errors
     /// Every mistake with its path below `bigquery`.
     pub fn new(config: &WarehouseConfig) -> Result<Self, Vec<(String, String)>> {
-        let mut mistakes = Vec::new();
-        if let Some(problem) = bqstore::identifier_problem(&config.table) {
-            mistakes.push(("table".to_owned(), problem));
-        }
+        let mut mistakes = crate::check::check(config);
         match Columns::new(&config.columns) {
             Ok(columns) if mistakes.is_empty() => return Ok(Self { config: config.clone(), columns }),
             Ok(_) => {}

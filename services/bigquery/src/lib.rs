@@ -1,6 +1,7 @@
 //! The warehouse service: the enriched topic in, rows out.
 
 mod app;
+mod check;
 mod config;
 #[cfg(feature = "google")]
 pub mod google;

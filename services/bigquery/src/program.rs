@@ -3,7 +3,9 @@
 use crate::google::inserter;
 use crate::{Parts, Plan, STAGE, WarehouseConfig, WarehouseKind};
 use bqstore::RowInserter;
-use connectors::{ConnectError, ENRICHED, File, Google, PubSubBus, Window, check_bus};
+use connectors::{
+    ConnectError, ENRICHED, Environment, File, Google, GooglePart, PubSubBus, Window, check_bus, check_google,
+};
 use messagepipeline::FlushRequest;
 use service_kit::OtherSection;
 use service_kit::config::{ConfigErrors, Loaded, Problem};
@@ -24,10 +26,14 @@ impl Service for BigQueryProgram {
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes enriched messages from Pub/Sub and writes them as rows to BigQuery; a message is acknowledged only when its row is stored.";
 
-    fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
+    fn check(
+        loaded: &Loaded<Config>,
+        environment: &Environment,
+    ) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
         let mut check = loaded.check();
         check_bus(&config.bus, &mut check);
+        check_google(&config.google, &[GooglePart::PubSub, GooglePart::BigQuery], environment, &mut check);
         if config.bigquery.kind == WarehouseKind::Embedded {
             check.error(
                 "/bigquery/kind",

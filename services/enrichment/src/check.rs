@@ -17,6 +17,19 @@ pub(crate) fn check(config: &EnrichmentConfig) -> Vec<Mistake> {
     mistakes
 }
 
+/// What is wrong with the files that the section names.
+#[must_use]
+pub fn file_mistakes(config: &EnrichmentConfig) -> Vec<(String, String)> {
+    let Some(path) = config.redis.as_ref().and_then(|redis| redis.ca.as_ref()) else { return Vec::new() };
+    let what = match std::fs::read_to_string(path) {
+        Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => return Vec::new(),
+        Ok(_) => "holds no certificate".to_owned(),
+        Err(error) => format!("cannot be read ({error})"),
+    };
+    let right = "name the PEM file with the authority that signed the certificate of Redis";
+    vec![("redis.ca".to_owned(), format!("{} {what}: {right}", path.display()))]
+}
+
 fn source(source: &SourceConfig, mistakes: &mut Vec<Mistake>) {
     let mut refuse = |key: &str, what: String| mistakes.push((format!("source.{key}"), what));
     if source.kind == SourceKind::Embedded {

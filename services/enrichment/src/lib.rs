@@ -10,6 +10,7 @@ mod program;
 
 pub use ::enrichment::any_change;
 pub use app::{Background, Enrichment, Parts, Plan, STAGE};
+pub use check::file_mistakes;
 pub use config::{
     CacheConfig, EnrichmentConfig, FieldNames, ParkConfig, RedisConfig, SourceConfig, SourceKind,
     UnknownDevicePolicy,

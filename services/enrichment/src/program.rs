@@ -1,8 +1,11 @@
 //! The program `enrichment`: Pub/Sub → look-ups (memory → Redis → Firestore) → Pub/Sub.
 
 use crate::google::{Registry, firestore};
-use crate::{EnrichmentConfig, Parts, Plan, STAGE, SourceKind, UnknownDevicePolicy};
-use connectors::{ConnectError, ENRICHED, File, Google, PubSubBus, RAW, Window, check_bus};
+use crate::{EnrichmentConfig, Parts, Plan, STAGE, SourceKind, UnknownDevicePolicy, file_mistakes};
+use connectors::{
+    ConnectError, ENRICHED, Environment, File, Google, GooglePart, PubSubBus, RAW, Window, check_bus,
+    check_google,
+};
 use messagepipeline::{ErrorClass, StageError, SystemClock};
 use service_kit::OtherSection;
 use service_kit::config::{ConfigErrors, Loaded, Problem};
@@ -24,10 +27,14 @@ impl Service for EnrichmentProgram {
     const ABOUT: &'static str = "Takes messages from one topic of Pub/Sub, adds what the registry knows of their \
         devices, and publishes them to another; a message is acknowledged only when the other topic has it.";
 
-    fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
+    fn check(
+        loaded: &Loaded<Config>,
+        environment: &Environment,
+    ) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
         let mut check = loaded.check();
         check_bus(&config.bus, &mut check);
+        check_google(&config.google, &[GooglePart::PubSub, GooglePart::Firestore], environment, &mut check);
         if config.enrichment.source.kind == SourceKind::Embedded {
             check.error(
                 "/enrichment/source/kind",
@@ -40,6 +47,7 @@ impl Service for EnrichmentProgram {
                 "is park, which Pub/Sub has no place for: set it to pass or dead-letter",
             );
         }
+        check.mistakes("/enrichment", file_mistakes(&config.enrichment));
         match Plan::new(&config.enrichment) {
             Ok(plan) => Ok((plan, check.finish()?)),
             Err(mistakes) => Err(check.refuse("/enrichment", mistakes)),

@@ -49,13 +49,7 @@ impl Plan {
     /// # Errors
     /// Every mistake with its path below `icestore`.
     pub fn new(config: &ArchiveConfig) -> Result<Self, Vec<(String, String)>> {
-        let mut mistakes = Vec::new();
-        if config.batch.age.is_zero() {
-            mistakes.push((
-                "batch.age".to_owned(),
-                "must be more than 0; every message would be an object".to_owned(),
-            ));
-        }
+        let mut mistakes = crate::check::check(config);
         let prefix = match config.kind {
             ArchiveKind::Folder => Prefix::default(),
             ArchiveKind::CloudStorage => Prefix::parse(&config.google.prefix).unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! The archive service: the enriched topic in, objects by key out.
 
 mod app;
+mod check;
 mod config;
 #[cfg(feature = "google")]
 pub mod google;

@@ -3,7 +3,9 @@
 use crate::google::store;
 use crate::{ArchiveConfig, ArchiveKind, Parts, Plan, STAGE};
 use ::icestore::ObjectStore;
-use connectors::{ConnectError, ENRICHED, File, Google, PubSubBus, Window, check_bus};
+use connectors::{
+    ConnectError, ENRICHED, Environment, File, Google, GooglePart, PubSubBus, Window, check_bus, check_google,
+};
 use messagepipeline::{Clock, FlushRequest, SystemClock};
 use service_kit::OtherSection;
 use service_kit::config::{ConfigErrors, Loaded, Problem};
@@ -24,20 +26,20 @@ impl Service for IcestoreProgram {
     const NAME: &'static str = STAGE;
     const ABOUT: &'static str = "Takes enriched messages from Pub/Sub and writes them as compressed objects by day and place to Cloud Storage; a message is acknowledged only when its object is stored.";
 
-    fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
+    fn check(
+        loaded: &Loaded<Config>,
+        environment: &Environment,
+    ) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
         let mut check = loaded.check();
         check_bus(&config.bus, &mut check);
-        match config.icestore.kind {
-            ArchiveKind::Folder => check.error(
+        check_google(&config.google, &[GooglePart::PubSub, GooglePart::Storage], environment, &mut check);
+        if config.icestore.kind == ArchiveKind::Folder {
+            check.error(
                 "/icestore/kind",
                 "is folder, which is written by `millstream up`: set it to cloud-storage, with the bucket in \
                  icestore.google",
-            ),
-            ArchiveKind::CloudStorage if config.icestore.google.bucket.is_empty() => {
-                check.error("/icestore/google/bucket", "is missing: name the bucket");
-            }
-            ArchiveKind::CloudStorage => {}
+            );
         }
         match Plan::new(&config.icestore) {
             Ok(plan) => Ok((plan, check.finish()?)),

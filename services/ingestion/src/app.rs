@@ -55,10 +55,11 @@ impl Plan {
             config.message_id.as_ref().and_then(|rule| keep(MessageIds::compile(rule), &mut mistakes));
         match &config.broker {
             Some(broker) => mistakes.extend(below("broker", broker_options(broker, config).mistakes())),
-            None => match endpoint_options(config) {
-                Ok(options) => mistakes.extend(options.mistakes().into_iter().map(endpoint_mistake)),
-                Err(more) => mistakes.extend(more),
-            },
+            None => {
+                let (options, filters) = endpoint_parts(config);
+                mistakes.extend(filters);
+                mistakes.extend(options.mistakes().into_iter().map(endpoint_mistake));
+            }
         }
         match (routes, device_ids) {
             (Some(routes), Some(device_ids)) if mistakes.is_empty() => Ok(Self {
@@ -120,6 +121,12 @@ impl Plan {
 /// # Errors
 /// Every publish filter that is none.
 pub fn endpoint_options(config: &IngestionConfig) -> Result<EndpointOptions, Vec<Mistake>> {
+    let (options, mistakes) = endpoint_parts(config);
+    if mistakes.is_empty() { Ok(options) } else { Err(mistakes) }
+}
+
+/// The endpoint's options, and the publish filters that could not be taken into them.
+pub(crate) fn endpoint_parts(config: &IngestionConfig) -> (EndpointOptions, Vec<Mistake>) {
     let endpoint = &config.mqtt;
     let mut mistakes = Vec::new();
     let mut users = Vec::new();
@@ -140,10 +147,7 @@ pub fn endpoint_options(config: &IngestionConfig) -> Result<EndpointOptions, Vec
             publish,
         });
     }
-    if !mistakes.is_empty() {
-        return Err(mistakes);
-    }
-    Ok(EndpointOptions {
+    let options = EndpointOptions {
         listen: endpoint.listen,
         tls: endpoint.tls.as_ref().map(|tls| ServerTls {
             identity: Identity { certificate: tls.cert.clone(), key: tls.key.clone() },
@@ -158,7 +162,8 @@ pub fn endpoint_options(config: &IngestionConfig) -> Result<EndpointOptions, Vec
         max_in_flight_bytes: config.max_in_flight_bytes.as_usize(),
         connect_timeout: endpoint.connect_timeout.get(),
         ..EndpointOptions::default()
-    })
+    };
+    (options, mistakes)
 }
 
 /// The broker client's options.
@@ -200,7 +205,9 @@ fn below(section: &str, mistakes: Vec<Mistake>) -> impl Iterator<Item = Mistake>
     };
     mistakes.into_iter().map(move |mistake| Mistake {
         path: format!("{section}.{}", renamed(mistake.path)),
-        message: mistake.message,
+        message: mistake
+            .message
+            .replace("username and password", "`user` and `password` (or `password: {file: PATH}`)"),
     })
 }
 

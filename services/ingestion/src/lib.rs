@@ -1,6 +1,7 @@
 //! The ingestion service: MQTT in, routes and device ids, the topics of the bus out.
 
 mod app;
+mod certificates;
 mod config;
 mod ingest;
 mod ledger;
@@ -12,6 +13,7 @@ mod run;
 mod spool;
 
 pub use app::{Ingestion, Parts, Plan, STAGE, broker_options, endpoint_options};
+pub use certificates::check_certificates;
 pub use config::{
     BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, SpoolConfig, UserConfig,
 };

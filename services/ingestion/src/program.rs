@@ -2,8 +2,11 @@
 
 use crate::ledger::{LEDGER_FOLDER, Ledger};
 use crate::spool::Spool;
-use crate::{IngestionConfig, Parts, Plan, STAGE, broker_options, endpoint_options, run};
-use connectors::{ConnectError, File, Google, PubSubBus, RAW, Window, check_bus};
+use crate::{IngestionConfig, Parts, Plan, STAGE, broker_options, check_certificates, endpoint_options, run};
+use connectors::{
+    ConnectError, Environment, File, Google, GooglePart, PubSubBus, RAW, Window, check_bus, check_google,
+    check_topic,
+};
 use messagepipeline::{BoxConsumer, Clock, Health, IdGenerator, SystemClock};
 use mqttconverter::endpoint::EndpointHandle;
 use mqttconverter::routing::Mistake;
@@ -30,10 +33,14 @@ impl Service for IngestionProgram {
     const ABOUT: &'static str = "Takes device messages from MQTT and publishes them to Pub/Sub; a device's message is \
         acknowledged only when Pub/Sub, or the spool on disk, has it.";
 
-    fn check(loaded: &Loaded<Config>) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
+    fn check(
+        loaded: &Loaded<Config>,
+        environment: &Environment,
+    ) -> Result<(Plan, Vec<Problem>), ConfigErrors> {
         let config = &loaded.value;
         let mut check = loaded.check();
         check_bus(&config.bus, &mut check);
+        check_google(&config.google, &[GooglePart::PubSub], environment, &mut check);
         if config.ingestion.broker.is_none() && config.ingestion.spool.is_none() {
             check.warn(
                 "/ingestion/mqtt",
@@ -50,6 +57,11 @@ impl Service for IngestionProgram {
                 "is more than Pub/Sub takes with what is added to a message: set it to {MAX_PACKET} or less"
             );
             check.error(largest.0, message);
+        }
+        check_certificates(&config.ingestion, SystemClock.now(), &mut check);
+        for (index, route) in config.ingestion.routes.iter().enumerate() {
+            let pointer = format!("/ingestion/routes/{index}/topic");
+            check_topic(&config.bus.pubsub, &route.topic, &pointer, &mut check);
         }
         let topics: Vec<&str> = config.ingestion.routes.iter().map(|route| route.topic.as_str()).collect();
         match Plan::new(&config.ingestion, &topics) {

@@ -5,7 +5,6 @@ use crate::system::{asked_for, has_remote_sink};
 use connectors::BusKind;
 pub use connectors::{ENRICHED, RAW};
 use enrichment_service::UnknownDevicePolicy;
-use icestore_service::ArchiveKind;
 use messagepipeline::{Clock, SystemClock};
 use service_kit::config::{Check, ConfigErrors, Duration, Loaded, Problem, pointer};
 
@@ -47,7 +46,8 @@ pub fn check(loaded: &Loaded<Config>) -> Result<(Plans, Vec<Problem>), ConfigErr
     outside(config, &mut check);
     combinations(config, &mut check);
     leases(config, &mut check);
-    crate::certificates::check(config, SystemClock.now(), &mut check);
+    ingestion_service::check_certificates(&config.ingestion, SystemClock.now(), &mut check);
+    check.mistakes("/enrichment", enrichment_service::file_mistakes(&config.enrichment));
     retention(config, &mut check);
     match (ingestion, enrichment, warehouse, archive) {
         (Some(ingestion), Some(enrichment), Some(warehouse), Some(archive)) => {
@@ -76,10 +76,6 @@ fn outside(config: &Config, check: &mut Check) {
                 "needs what this program was built without: build it with `cargo build --release --features google`",
             );
         }
-    }
-    let is_cloud = config.icestore.kind == ArchiveKind::CloudStorage;
-    if is_cloud && config.icestore.google.bucket.is_empty() {
-        check.error("/icestore/google/bucket", "is missing: name the bucket");
     }
     let retention = &config.retention;
     if has_remote_sink(config) && (retention.warehouse.is_some() || retention.archive.is_some()) {

@@ -1,7 +1,6 @@
 //! One program for the whole path: MQTT to bus, enrichment, warehouse and archive on one machine.
 
 pub mod books;
-mod certificates;
 pub mod check;
 pub mod cli;
 pub mod commands;

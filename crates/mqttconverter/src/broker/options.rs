@@ -154,8 +154,7 @@ impl BrokerOptions {
         }
         if self.password.is_some() && self.username.is_none() {
             mistakes.push(Mistake::new("username", "is missing, but a password is given"));
-        }
-        if self.username.is_none() && self.tls.identity.is_none() && !self.allow_anonymous {
+        } else if self.username.is_none() && self.tls.identity.is_none() && !self.allow_anonymous {
             let message = "is missing; set username and password or a client certificate, or allow_anonymous: true \
                            if the broker really takes everybody";
             mistakes.push(Mistake::new("username", message));
@@ -243,7 +242,9 @@ impl Address {
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains('@') {
-            return Err("carries credentials; put them into username and password".to_owned());
+            let message = "carries credentials, which a URL shows to whoever reads it: take them out of it, and set \
+                           username and password beside it";
+            return Err(message.to_owned());
         }
         let (host, port) = split_port(rest).ok_or_else(|| format!("has no valid host and port; {FORM}"))?;
         Ok(Self { host: host.to_owned(), port: port.unwrap_or(if tls { TLS_PORT } else { PORT }), tls })

@@ -52,6 +52,12 @@ impl Check {
         self.errors.push(problem);
     }
 
+    /// A mistake in an environment variable that no key of the file names.
+    pub fn error_in_environment(&mut self, variable: &str, message: impl Into<String>) {
+        let place = Place::Override(variable.into());
+        self.errors.push(Problem::new(place, &Path::default(), message));
+    }
+
     /// Something that works, though hardly as meant.
     pub fn warn(&mut self, pointer: &str, message: impl Into<String>) {
         let problem = self.problem(pointer, message.into());

@@ -1,15 +1,15 @@
 //! The TLS files that the configuration names: whether they can be used, and for how long.
 
-use crate::config::Config;
+use crate::app::endpoint_parts;
+use crate::{IngestionConfig, broker_options};
 use messagepipeline::Timestamp;
 use mqttconverter::tls::{Identity, TlsError, client_config, server_config, validity};
 use service_kit::config::Check;
 
-/// Reads them and says what is wrong, or will be soon.
-pub(crate) fn check(config: &Config, now: Timestamp, check: &mut Check) {
-    let ingestion = &config.ingestion;
+/// Reads the TLS files that the section `ingestion` names and says what is wrong with them, or will be soon.
+pub fn check_certificates(ingestion: &IngestionConfig, now: Timestamp, check: &mut Check) {
     if let Some(broker) = &ingestion.broker {
-        let tls = ingestion_service::broker_options(broker, ingestion).tls;
+        let tls = broker_options(broker, ingestion).tls;
         // Without files of its own there is nothing to read but the system's authorities.
         if tls.ca.is_none() && tls.identity.is_none() {
             return;
@@ -19,10 +19,7 @@ pub(crate) fn check(config: &Config, now: Timestamp, check: &mut Check) {
         });
         return;
     }
-    let Some(tls) = ingestion_service::endpoint_options(ingestion).ok().and_then(|options| options.tls)
-    else {
-        return;
-    };
+    let Some(tls) = endpoint_parts(ingestion).0.tls else { return };
     check.section("/ingestion/mqtt/tls", |check| {
         report(server_config(&tls).map(drop), Some(&tls.identity), now, check);
     });
