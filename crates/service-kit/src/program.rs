@@ -25,6 +25,9 @@ use std::time::Duration;
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long closing may take after the drain; every verdict has been given by then.
 const CLOSING: Duration = Duration::from_secs(8);
+/// How long what runs beside the tasks is waited for at the very end: a host name that is being looked up takes as long
+/// as the system's resolver likes, and nobody needs its address any more.
+const LEFT_BEHIND: Duration = Duration::from_millis(500);
 /// How often readiness is looked at until it is said.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -60,7 +63,7 @@ pub trait Service {
     fn check(loaded: &Loaded<Self::Config>) -> Result<(Self::Plan, Vec<Problem>), ConfigErrors>;
 
     /// Builds the parts and spawns their tasks. Nothing outside needs to be there yet: what is missing is waited for in
-    /// the tasks, and `/readyz` says so.
+    /// the tasks, and `/readyz` says so. A signal that comes meanwhile drops this future at whichever await it stands.
     ///
     /// # Errors
     /// When a part cannot be built as configured.
@@ -192,7 +195,9 @@ fn carry_out<S: Service>(cli: &Cli) -> Result<Exit, Stop> {
     }
     telemetry::record_build(S::NAME, env!("CARGO_PKG_VERSION"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Stop::failed)?;
-    runtime.block_on(operate::<S>(loaded.value, plan, metrics, environment))
+    let ended = runtime.block_on(operate::<S>(loaded.value, plan, metrics, environment));
+    runtime.shutdown_timeout(LEFT_BEHIND);
+    ended
 }
 
 fn overrides(cli: &Cli, environment: &HashMap<String, String>) -> Vec<Override> {
@@ -216,16 +221,19 @@ async fn operate<S: Service>(
     environment: HashMap<String, String>,
 ) -> Result<Exit, Stop> {
     let (health, shutdown) = (Health::new(), Shutdown::new());
-    let signals = Signals::os().map_err(Stop::failed)?;
+    let mut signals = Signals::os().map_err(Stop::failed)?;
     let routes = admin::router(health.clone(), shutdown.clone(), metrics.clone());
     let admin = admin::serve(config.http().listen, routes).await.map_err(Stop::failed)?;
     let _upkeep = metrics.start_upkeep();
     let drain = config.shutdown().drain.get();
     let mut program = Program { tasks: Tasks::new(shutdown.clone()), health, shutdown, environment };
     print(&format!("http  http://{}\n", admin.local_addr())).map_err(Stop::failed)?;
-    let closing = match S::start(config, plan, &mut program).await {
-        Ok(closing) => closing,
-        Err(reason) => {
+    let begun = program.shutdown.clone();
+    let closing = match signals.unless_stopped(&begun, S::start(config, plan, &mut program)).await {
+        Some(Ok(closing)) => closing,
+        // What runs already is drained; the rest holds nothing that was acknowledged and not stored.
+        None => Box::pin(std::future::ready(Ok(()))),
+        Some(Err(reason)) => {
             admin.stop().await;
             return Err(Stop { message: reason, exit: Exit::Failed });
         }

@@ -2,6 +2,7 @@
 
 use messagepipeline::Shutdown;
 use std::fmt;
+use std::future::Future;
 use std::io::Write;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -60,6 +61,24 @@ impl Signals {
         (sender, Self(receiver))
     }
 
+    /// Drives `start` to its end, unless a signal comes first: then `shutdown` has begun and the answer is `None`. What
+    /// was being opened is dropped where it stood, as a kill would leave it.
+    pub async fn unless_stopped<T>(
+        &mut self,
+        shutdown: &Shutdown,
+        start: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::select! {
+            biased;
+            signal = self.next() => {
+                say_on_stderr(&format!("{signal}: stopping, though not everything was started"));
+                shutdown.begin();
+                None
+            }
+            started = start => Some(started),
+        }
+    }
+
     /// The next signal. Never ready once nobody can send one any more.
     async fn next(&mut self) -> Signal {
         match self.0.recv().await {
@@ -115,4 +134,19 @@ pub(crate) async fn govern(
 pub(crate) fn say_on_stderr(message: &str) {
     // Nobody to tell if standard error is closed.
     let _ = writeln!(std::io::stderr().lock(), "{message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_ends_a_start_that_waits_and_a_start_that_ends_is_told() {
+        let (shutdown, (sender, mut signals)) = (Shutdown::new(), Signals::channel());
+        assert_eq!(signals.unless_stopped(&shutdown, async { 7 }).await, Some(7));
+        assert!(!shutdown.has_begun());
+        sender.send(Signal::Terminate).await.unwrap();
+        assert_eq!(signals.unless_stopped(&shutdown, std::future::pending::<()>()).await, None);
+        assert!(shutdown.has_begun());
+    }
 }

@@ -7,6 +7,7 @@ pub mod faults;
 pub mod gcs_fake;
 pub mod memory;
 pub mod processors;
+pub mod proxy;
 pub mod rig;
 pub mod scripted_consumer;
 pub mod servers;

@@ -1,6 +1,5 @@
 //! Connections that break, and an emulator that dies.
 
-use crate::proxy::Proxy;
 use crate::{SUBSCRIPTION, TOPIC, client, ids, messages, options};
 use messagepipeline::{BatchOutcome, Consumer, ErrorClass, Message, Publisher, all_done};
 use pubsub::{Client, ConsumerOptions, PublisherOptions};
@@ -8,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use testkit::proxy::Proxy;
 use testkit::servers::{PubSubEmulator, SubscriptionSettings};
 use tokio::time::timeout;
 

@@ -10,7 +10,6 @@ mod conformance;
 mod consuming;
 mod faults;
 mod letters;
-mod proxy;
 mod publishing;
 
 use google_cloud_auth::credentials::anonymous;

@@ -143,10 +143,15 @@ pub(super) async fn run_system(
     let folder = DataFolder::open(&config.data)?;
     folder.require_stores(work.accept_missing_stores)?;
     let (health, shutdown) = (Health::new(), Shutdown::new());
-    let signals = Signals::os()?;
+    let mut signals = Signals::os()?;
     let routes = admin::router(health.clone(), shutdown.clone(), metrics.clone());
     let admin = admin::serve(config.http.listen, routes).await.map_err(Failure::failed)?;
-    let system = System::open(config, plans, &folder, &health).await.map_err(Failure::failed)?;
+    let opening = System::open(config, plans, &folder, &health);
+    let Some(system) = signals.unless_stopped(&shutdown, opening).await else {
+        admin.stop().await;
+        return Ok((Exit::Done, None));
+    };
+    let system = system.map_err(Failure::failed)?;
     let mqtt = system.mqtt;
     let is_demo = matches!(work.play, Some(Play::Fleet { .. }));
     let orders = match prepare(config, &folder, &system, (!is_demo).then(|| admin.local_addr())).await {

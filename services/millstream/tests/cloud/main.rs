@@ -19,4 +19,5 @@ mod outages;
 #[path = "../rig/random.rs"]
 mod random;
 mod service;
+mod waiting;
 mod whole_path;

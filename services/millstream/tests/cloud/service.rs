@@ -70,6 +70,11 @@ impl Service {
         });
     }
 
+    /// Whether its admin server listens, which is so before anything else is opened.
+    pub(crate) fn listens(&self) -> bool {
+        self.printed().lines().any(|line| line.starts_with("http  "))
+    }
+
     /// Port of its admin server.
     pub(crate) fn http(&self) -> u16 {
         let printed = self.printed();
