@@ -4,7 +4,9 @@
 //! arguments ─► configuration, checked ─► telemetry ─► admin server ─► Service::start ─► until a signal ─► drain ─► close
 //! ```
 
-use crate::config::{ConfigErrors, Loaded, Override, Problem, Source, load, print_config};
+use crate::config::{
+    ConfigErrors, Loaded, Override, Partial, Problem, Source, load_or_partial, print_config,
+};
 use crate::sections::{HttpConfig, ShutdownConfig};
 use crate::telemetry::{self, LogSettings, Verbosity};
 use crate::{Exit, Outcome, Signals, Tasks, admin};
@@ -56,11 +58,15 @@ pub trait Service {
     /// One sentence for `--help`.
     const ABOUT: &'static str;
 
-    /// Checks what types alone cannot tell. Opens nothing.
+    /// Checks what types alone cannot tell, and of `environment` what the service goes by. Opens nothing but the files
+    /// that are named: certificates and credentials.
     ///
     /// # Errors
     /// Every mistake with its place.
-    fn check(loaded: &Loaded<Self::Config>) -> Result<(Self::Plan, Vec<Problem>), ConfigErrors>;
+    fn check(
+        loaded: &Loaded<Self::Config>,
+        environment: &HashMap<String, String>,
+    ) -> Result<(Self::Plan, Vec<Problem>), ConfigErrors>;
 
     /// Builds the parts and spawns their tasks. Nothing outside needs to be there yet: what is missing is waited for in
     /// the tasks, and `/readyz` says so. A signal that comes meanwhile drops this future at whichever await it stands.
@@ -172,15 +178,15 @@ pub fn run<S: Service>() -> Exit {
 fn carry_out<S: Service>(cli: &Cli) -> Result<Exit, Stop> {
     let environment: HashMap<String, String> = std::env::vars().collect();
     let source = cli.config.as_ref().map_or_else(|| Ok(Source::none()), Source::file)?;
-    let loaded = load::<S::Config>(&source, &environment, &overrides(cli, &environment))?;
+    let loaded = read::<S>(&source, &environment, &overrides(cli, &environment))?;
     if matches!(cli.command, Some(Command::Health)) {
-        return Ok(ask_health(loaded.value.http().listen));
+        return ask_health(&loaded);
     }
     if cli.print_config {
         print(&print_config(&loaded.value).map_err(Stop::failed)?).map_err(Stop::failed)?;
         return Ok(Exit::Done);
     }
-    let (plan, warnings) = S::check(&loaded)?;
+    let (plan, warnings) = S::check(&loaded, &environment)?;
     if matches!(cli.command, Some(Command::Check)) {
         for warning in &warnings {
             say(&format!("{warning} (warning)"));
@@ -198,6 +204,21 @@ fn carry_out<S: Service>(cli: &Cli) -> Result<Exit, Stop> {
     let ended = runtime.block_on(operate::<S>(loaded.value, plan, metrics, environment));
     runtime.shutdown_timeout(LEFT_BEHIND);
     ended
+}
+
+/// A section whose values have the wrong types does not keep the others from being checked to the end.
+fn read<S: Service>(
+    source: &Source,
+    environment: &HashMap<String, String>,
+    overrides: &[Override],
+) -> Result<Loaded<S::Config>, ConfigErrors> {
+    load_or_partial(source, environment, overrides).map_err(|partial| {
+        let Partial { errors, rest } = *partial;
+        match rest.map(|rest| S::check(&rest, environment)) {
+            Some(Err(more)) => errors.and_of_other_sections(more),
+            _ => errors,
+        }
+    })
 }
 
 fn overrides(cli: &Cli, environment: &HashMap<String, String>) -> Vec<Override> {
@@ -275,9 +296,17 @@ fn conclude(name: &str, outcome: &Outcome, closed: Result<(), String>) -> Exit {
     }
 }
 
-/// Asks `/readyz` of the service that listens on `address`.
-fn ask_health(address: SocketAddr) -> Exit {
-    match readiness(address) {
+/// Asks `/readyz` of the service that runs with this configuration.
+fn ask_health<C: Sections>(loaded: &Loaded<C>) -> Result<Exit, Stop> {
+    let address = loaded.value.http().listen;
+    if address.port() == 0 {
+        let message = "is port 0, which picks a free one at each start, so nobody can know where to ask: set a port of its \
+                       own, here, with --http-listen or with PORT";
+        let mut check = loaded.check();
+        check.error("/http/listen", message);
+        check.finish()?;
+    }
+    Ok(match readiness(address) {
         Ok(answer) if answer.starts_with("HTTP/1.1 200") => Exit::Done,
         Ok(answer) => {
             say(answer.split("\r\n\r\n").nth(1).unwrap_or(&answer).trim());
@@ -287,7 +316,7 @@ fn ask_health(address: SocketAddr) -> Exit {
             say(&format!("no answer from http://{address}/readyz: {error}"));
             Exit::Failed
         }
-    }
+    })
 }
 
 fn readiness(address: SocketAddr) -> std::io::Result<String> {
