@@ -1,5 +1,7 @@
 //! Google Cloud: project, credentials and addresses, the same for every part that stands there.
 
+use crate::credentials_file::{self, Kind};
+use crate::renewing::renewing;
 use crate::{ConnectError, GoogleConfig};
 use google_cloud_auth::credentials::{self, Credentials};
 use messagepipeline::{ErrorClass, StageError};
@@ -17,7 +19,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 pub type Environment = HashMap<String, String>;
 
 /// Variables that name the project, as Google's own tools read them.
-const PROJECT_VARIABLES: [&str; 2] = ["GOOGLE_CLOUD_PROJECT", "PUBSUB_PROJECT_ID"];
+pub(crate) const PROJECT_VARIABLES: [&str; 2] = ["GOOGLE_CLOUD_PROJECT", "PUBSUB_PROJECT_ID"];
 
 /// The project in which the parts stand, and how they are reached.
 #[derive(Clone, Debug)]
@@ -60,7 +62,7 @@ impl Emulators {
 }
 
 /// The URL in an emulator's variable, which holds a host and a port, with or without a scheme.
-fn address(value: &str) -> Option<String> {
+pub(crate) fn address(value: &str) -> Option<String> {
     let value = value.trim().trim_end_matches('/');
     match value {
         "" => None,
@@ -135,7 +137,7 @@ impl Google {
     }
 
     /// Who asks the part at `endpoint`: nobody in particular at an emulator; else the credentials file, or Google's
-    /// default chain.
+    /// default chain. Those that Google refuses are made anew until it takes them.
     ///
     /// # Errors
     /// When there are no credentials.
@@ -143,38 +145,34 @@ impl Google {
         if endpoint.is_some() {
             return Ok(credentials::anonymous::Builder::new().build());
         }
-        match &self.credentials {
-            Some(path) => service_credentials(path),
-            None => credentials::Builder::default().build().map_err(|error| {
-                wrong(format!(
-                    "no Google credentials ({error}): set google.credentials or GOOGLE_APPLICATION_CREDENTIALS, or run \
-                     where a service account is attached"
-                ))
-            }),
+        match self.credentials.clone() {
+            Some(path) => renewing(move || service_credentials(&path)),
+            None => renewing(default_credentials),
         }
     }
 }
 
+/// Those of Google's default chain.
+fn default_credentials() -> Result<Credentials, ConnectError> {
+    credentials::Builder::default().build().map_err(|error| {
+        wrong(format!(
+            "no Google credentials ({error}): set google.credentials or GOOGLE_APPLICATION_CREDENTIALS, or run \
+             where a service account is attached"
+        ))
+    })
+}
+
 /// The credentials in a JSON file as Google hands it out, told by its `type`.
-fn service_credentials(path: &Path) -> Result<Credentials, ConnectError> {
-    let unusable =
-        |error: &dyn std::fmt::Display| wrong(format!("google.credentials, {}: {error}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| unusable(&error))?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| unusable(&error))?;
-    let built = match json.get("type").and_then(serde_json::Value::as_str) {
-        Some("service_account") => credentials::service_account::Builder::new(json).build(),
-        Some("authorized_user") => credentials::user_account::Builder::new(json).build(),
-        Some("external_account") => credentials::external_account::Builder::new(json).build(),
-        Some("impersonated_service_account") => credentials::impersonated::Builder::new(json).build(),
-        other => {
-            let kind = other.unwrap_or("none");
-            return Err(unusable(&format!(
-                "its `type` is {kind}; service_account, authorized_user, external_account and \
-                 impersonated_service_account are known"
-            )));
-        }
+pub(crate) fn service_credentials(path: &Path) -> Result<Credentials, ConnectError> {
+    let (kind, json) =
+        credentials_file::read(path).map_err(|mistake| wrong(format!("google.credentials: {mistake}")))?;
+    let built = match kind {
+        Kind::ServiceAccount => credentials::service_account::Builder::new(json).build(),
+        Kind::AuthorizedUser => credentials::user_account::Builder::new(json).build(),
+        Kind::ExternalAccount => credentials::external_account::Builder::new(json).build(),
+        Kind::Impersonated => credentials::impersonated::Builder::new(json).build(),
     };
-    built.map_err(|error| unusable(&error))
+    built.map_err(|error| wrong(format!("google.credentials, {}: {error}", path.display())))
 }
 
 async fn project_of_this_machine() -> Result<String, ConnectError> {

@@ -4,7 +4,11 @@
 //! them is decided here.
 
 mod bus;
+#[cfg(feature = "google")]
+mod check;
 mod config;
+#[cfg(feature = "google")]
+mod credentials_file;
 mod error;
 #[cfg(feature = "google")]
 mod file;
@@ -13,15 +17,19 @@ mod google;
 mod mqtt;
 #[cfg(feature = "google")]
 mod pubsub;
+#[cfg(feature = "google")]
+mod renewing;
 mod stores;
 
 pub use bus::Bus;
+#[cfg(feature = "google")]
+pub use check::{GooglePart, check_bus, check_google, check_pubsub, check_topic};
 pub use config::{
     BusConfig, BusKind, DeadLetterConfig, ENRICHED, GoogleConfig, PubSubConfig, RAW, Window, WireForm,
 };
 pub use error::ConnectError;
 #[cfg(feature = "google")]
-pub use file::{DataPath, File, check_bus, check_pubsub};
+pub use file::{DataPath, File};
 #[cfg(feature = "google")]
 pub use google::{Environment, Google};
 pub use mqtt::{broker, endpoint};

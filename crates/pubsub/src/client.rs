@@ -1,6 +1,6 @@
 //! The vendor's clients, put together: the only place that knows how.
 
-use crate::error::PubSubError;
+use crate::error::{PubSubError, with_causes};
 use crate::options::{ConsumerOptions, PubSubOptions, PublisherOptions};
 use crate::{LetterReader, PubSubConsumer, PubSubDeadLetters, PubSubPublisher, SimplePublisher};
 use google_cloud_gax::client_builder::Error as BuildError;
@@ -126,13 +126,7 @@ impl Client {
 }
 
 fn setup(error: BuildError) -> PubSubError {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    PubSubError::Setup(text)
+    PubSubError::Setup(with_causes(&error))
 }
 
 /// What a stream asks of the service. Zero or less is no bound.

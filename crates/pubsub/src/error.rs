@@ -37,6 +37,16 @@ pub enum PubSubError {
         /// The service's words.
         message: String,
     },
+    /// There is no token to ask with.
+    #[error(
+        "no credentials for {resource} ({message}); a renewed key or permission is found without a restart"
+    )]
+    Credentials {
+        /// The topic or subscription.
+        resource: String,
+        /// The words of who was to hand out the token.
+        message: String,
+    },
     /// The service takes a message's form or content never.
     #[error("{resource} refuses it: {message}")]
     Invalid {
@@ -107,9 +117,11 @@ impl PubSubError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Name { .. } | Self::Setup(_) | Self::NotFound { .. } | Self::Denied { .. } => {
-                ErrorClass::Configuration
-            }
+            Self::Name { .. }
+            | Self::Setup(_)
+            | Self::NotFound { .. }
+            | Self::Denied { .. }
+            | Self::Credentials { .. } => ErrorClass::Configuration,
             Self::Invalid { .. } | Self::TooLarge { .. } => ErrorClass::Permanent,
             Self::Unavailable { .. }
             | Self::Timeout { .. }
@@ -127,6 +139,7 @@ impl PubSubError {
             Self::Setup(_) => "pubsub-setup",
             Self::NotFound { .. } => "pubsub-not-found",
             Self::Denied { .. } => "pubsub-denied",
+            Self::Credentials { .. } => "pubsub-credentials",
             Self::Invalid { .. } => "pubsub-refused",
             Self::Unavailable { .. } | Self::KeyPaused => "pubsub-unavailable",
             Self::Timeout { .. } => "pubsub-timeout",
@@ -151,7 +164,7 @@ impl PubSubError {
             };
         }
         if error.is_authentication() && !error.is_transient_and_before_rpc() {
-            return Self::Denied { resource, message: error.to_string() };
+            return Self::Credentials { resource, message: with_causes(error) };
         }
         Self::Unavailable { resource, message: error.to_string() }
     }
@@ -160,6 +173,21 @@ impl PubSubError {
     pub(crate) fn of(self, id: MessageId) -> Self {
         Self::Publish { id, source: Box::new(self) }
     }
+}
+
+/// An error and what it rests on, in one sentence.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some errors of the client show their cause themselves.
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 impl From<PubSubError> for StageError {
