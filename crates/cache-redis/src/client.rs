@@ -64,6 +64,8 @@ pub(crate) enum Failure {
     Lost(String),
     /// Somebody must change a password or a right.
     Refused(String),
+    /// The server's certificate is none that we trust.
+    Untrusted(String),
     /// The server answered with an error; the connection works.
     Server(String),
 }
@@ -82,6 +84,8 @@ impl Failure {
                 Self::Refused(words)
             }
             _ if words.starts_with("NOAUTH") || words.starts_with("WRONGPASS") => Self::Refused(words),
+            // What TLS says comes as an error of the connection.
+            _ if words.contains("invalid peer certificate") => Self::Untrusted(words),
             _ if error.is_unrecoverable_error() || error.is_io_error() => Self::Lost(words),
             _ => Self::Server(words),
         }
@@ -90,6 +94,16 @@ impl Failure {
     fn unexpected() -> Self {
         Self::Server("an answer of a form that the command does not have".to_owned())
     }
+}
+
+/// Begins Redis's answer when a key holds a list, a hash or the like.
+const WRONG_TYPE: &str = "WRONGTYPE";
+
+/// What stands where the generation should.
+enum Found {
+    Generation(u64),
+    Nothing,
+    Garbage,
 }
 
 /// An open connection. Cloning shares it; requests of several callers go out without waiting for one another.
@@ -109,17 +123,29 @@ impl Connection {
         self.command(&redis::cmd("PING")).await.map(drop)
     }
 
-    /// The generation at `key`; makes one where there is none.
+    /// The generation at `key`; makes one where there is none, or something else.
     pub(crate) async fn generation(&mut self, key: &str) -> Result<u64, Failure> {
-        if let Some(generation) = self.read_generation(key).await? {
-            return Ok(generation);
+        match self.read_generation(key).await? {
+            Found::Generation(generation) => return Ok(generation),
+            Found::Nothing => {}
+            Found::Garbage => {
+                tracing::warn!(
+                    key,
+                    "what Redis holds under this key was not written by a program of ours; it is replaced, and every \
+                     device is looked up anew"
+                );
+                return self.new_generation(key).await;
+            }
         }
         let generation = self.time().await?;
         let mut set = redis::cmd("SET");
         set.arg(key).arg(generation).arg("NX");
         self.command(&set).await?;
         // Somebody else may have been first.
-        self.read_generation(key).await?.ok_or_else(Failure::unexpected)
+        match self.read_generation(key).await? {
+            Found::Generation(generation) => Ok(generation),
+            Found::Nothing | Found::Garbage => Err(Failure::unexpected()),
+        }
     }
 
     /// Starts a new generation at `key`.
@@ -131,8 +157,13 @@ impl Connection {
         Ok(generation)
     }
 
-    async fn read_generation(&mut self, key: &str) -> Result<Option<u64>, Failure> {
-        Ok(number(&self.command(redis::cmd("GET").arg(key)).await?))
+    async fn read_generation(&mut self, key: &str) -> Result<Found, Failure> {
+        match self.command(redis::cmd("GET").arg(key)).await {
+            Ok(Value::Nil) => Ok(Found::Nothing),
+            Ok(value) => Ok(number(&value).map_or(Found::Garbage, Found::Generation)),
+            Err(Failure::Server(words)) if words.starts_with(WRONG_TYPE) => Ok(Found::Garbage),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The server's own time in microseconds: rises without a clock or a counter of ours, which could be lost.

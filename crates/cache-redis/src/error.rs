@@ -40,11 +40,22 @@ pub enum Error {
         limit: Duration,
     },
     /// Redis refused the user, the password or the command.
-    #[error("Redis at {server} refuses: {reason}; check user, password and rights in the URL")]
+    #[error("Redis at {server} refuses: {reason}; check user, password and rights")]
     Refused {
         /// Host and port.
         server: String,
         /// Its words.
+        reason: String,
+    },
+    /// The server's certificate is not trusted.
+    #[error(
+        "the certificate of Redis at {server} is not trusted ({reason}); name the authority that signed it in the \
+         certificate file, or none where the system trusts it, and reach Redis by a name that its certificate holds"
+    )]
+    Untrusted {
+        /// Host and port.
+        server: String,
+        /// What TLS says.
         reason: String,
     },
     /// The connection or the server failed.
@@ -68,7 +79,9 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Address { .. } | Self::Namespace { .. } | Self::Refused { .. } => ErrorClass::Configuration,
+            Self::Address { .. } | Self::Namespace { .. } | Self::Refused { .. } | Self::Untrusted { .. } => {
+                ErrorClass::Configuration
+            }
             Self::Waiting { .. } | Self::Timeout { .. } | Self::Failed { .. } | Self::QueueFull { .. } => {
                 ErrorClass::Transient
             }
@@ -82,6 +95,7 @@ impl Error {
             Self::Waiting { .. } => "redis-waiting",
             Self::Timeout { .. } => "redis-timeout",
             Self::Refused { .. } => "redis-refused",
+            Self::Untrusted { .. } => "redis-certificate",
             Self::Failed { .. } => "redis-failed",
             Self::QueueFull { .. } => "redis-queue-full",
         }

@@ -214,6 +214,7 @@ impl Link {
     fn error(&self, failure: Failure) -> Error {
         match failure {
             Failure::Refused(reason) => Error::Refused { server: self.server().to_owned(), reason },
+            Failure::Untrusted(reason) => Error::Untrusted { server: self.server().to_owned(), reason },
             Failure::Lost(reason) | Failure::Server(reason) => self.failed(reason),
         }
     }

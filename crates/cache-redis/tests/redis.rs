@@ -5,6 +5,7 @@ use cache::{Ages, FetchError, Fetched, Fetcher, Layered, Lru, PresenceCache, Sto
 use cache_redis::{RedisOptions, RedisPresence, RedisStore};
 use futures_util::future::{BoxFuture, FutureExt};
 use messagepipeline::{Enrichment, ErrorClass};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -176,6 +177,106 @@ async fn what_cannot_be_read_is_a_miss_and_is_written_over() {
     redis.command(&["DEL", &key]);
     redis.command(&["LPUSH", &key, "a list"]);
     assert_eq!(fetch_one(&layer, "a").await.unwrap().value, Some(device("a")));
+}
+
+/// Counts warnings.
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn garbage_in_the_place_of_the_generation_is_replaced_for_all_replicas_and_said_once() {
+    let Some(redis) = Redis::start("garbage_in_the_place_of_the_generation") else { return };
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let _listening = tracing::subscriber::set_default(Warnings(Arc::clone(&warnings)));
+    let key = "spoilt:v1:generation";
+    let (one, other) = (store(&options(&redis, "spoilt")).await, store(&options(&redis, "spoilt")).await);
+    let spoil: [&[&str]; 4] =
+        [&["SET", key, "garbage"], &["SET", key, ""], &["SET", key, "-1"], &["LPUSH", key, "a list"]];
+    for (round, command) in spoil.into_iter().enumerate() {
+        put(&one, "a", found("a")).await;
+        redis.command(&["DEL", key]);
+        redis.command(command);
+        assert!(get(&one, "a").await.is_none(), "{command:?}: nothing of an unknown generation is trusted");
+        redis.command(&["GET", key]).unwrap().parse::<u64>().unwrap();
+        put(&one, "b", found("b")).await;
+        assert!(get(&one, "b").await.is_some(), "{command:?}");
+        assert!(get(&other, "b").await.is_none() && get(&other, "b").await.is_some(), "one look to follow");
+        assert_eq!(warnings.load(Ordering::Relaxed), round + 1, "{command:?}");
+    }
+    redis.command(&["SET", key, "garbage"]);
+    let late = store(&options(&redis, "spoilt")).await;
+    put(&late, "c", found("c")).await;
+    assert!(get(&late, "c").await.is_some(), "a replica that starts meets it too");
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_an_authority_of_ones_own_and_a_wrong_one_is_told_clearly() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (certificate, key) = authority.server(folder.path());
+    let Some(redis) = Redis::start_with_tls("tls_is_spoken", &certificate, &key) else { return };
+    let tls = |root: Option<String>| RedisOptions {
+        url: redis.tls_url(),
+        root_certificate: root.map(String::into_bytes),
+        ..options(&redis, "tls")
+    };
+    let right = store(&tls(Some(authority.pem.clone()))).await;
+    put(&right, "a", found("a")).await;
+    assert!(get(&right, "a").await.is_some());
+
+    for wrong in [tls(Some(Authority::new().pem)), tls(None)] {
+        let store = RedisStore::<Enrichment>::new(&wrong).unwrap();
+        let error = store.get(&["a"]).await.unwrap_err();
+        let words = error.to_string();
+        assert!(words.contains("certificate") && words.contains("localhost:"), "{words}");
+        assert!(words.contains("authority"), "{words}");
+        assert_eq!(error.class(), ErrorClass::Configuration, "{words}");
+    }
+    let plain = RedisOptions { url: redis.tls_url().replace("rediss://", "redis://"), ..tls(None) };
+    let error = RedisStore::<Enrichment>::new(&plain).unwrap().get(&["a"]).await.unwrap_err();
+    assert!(error.to_string().contains("localhost:"), "{error}");
+}
+
+/// Signs certificates of servers.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(params, key), pem }
+    }
+
+    /// Files with a certificate for this machine, and its key.
+    fn server(&self, folder: &Path) -> (PathBuf, PathBuf) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let (certificate_file, key_file) = (folder.join("server.pem"), folder.join("server.key"));
+        std::fs::write(&certificate_file, certificate.pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+        (certificate_file, key_file)
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Each call has a connection of its own for its time, taken from those that lie idle. A connection whose answers do
 //! not come is thrown away, because nobody can say what became of its requests.
 
-use super::error::without_values;
+use super::error::{in_words, without_values};
 use super::rows::TypedRow;
 use super::schema::TablePlan;
 use super::{BigQueryOptions, Error, WriteMode};
@@ -343,16 +343,29 @@ fn call_error(call: &'static str, error: BigQueryError) -> Error {
             what: "the table".to_owned(),
             remedy: "create it, or set another table".to_owned(),
         },
-        BigQueryError::SchemaMismatchError(error) => Error::Changing(without_values(&error.details)),
-        BigQueryError::InvalidParametersError(error) => Error::Settings(error.to_string()),
+        BigQueryError::SchemaMismatchError(error) => {
+            Error::Changing(in_words(&error.public.code, &error.details))
+        }
+        BigQueryError::InvalidParametersError(error) => {
+            Error::Settings(format!("{}: {}", error.public.field, error.public.error))
+        }
         BigQueryError::DatabaseError(error) => {
-            let message = without_values(&error.details);
+            let message = in_words(&error.public.code, &error.details);
             match &*error.public.code {
                 _ if error.retry_possible => Error::Unavailable { call, message },
                 "PermissionDenied" | "Unauthenticated" => Error::Denied { call, message },
                 "InvalidArgument" => Error::Refused { call, message },
                 _ => Error::Unavailable { call, message },
             }
+        }
+        BigQueryError::SystemError(error) => {
+            Error::Unavailable { call, message: in_words(&error.public.code, &error.message) }
+        }
+        BigQueryError::WriteStreamError(error) => {
+            Error::Unavailable { call, message: in_words(&error.public.code, &error.details) }
+        }
+        BigQueryError::DataConflictError(error) => {
+            Error::Unavailable { call, message: in_words(&error.public.code, &error.details) }
         }
         other => Error::Unavailable { call, message: without_values(&other.to_string()) },
     }

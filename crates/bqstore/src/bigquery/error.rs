@@ -129,9 +129,74 @@ pub(super) fn without_values(message: &str) -> String {
     out.trim_end_matches([' ', ':']).to_owned()
 }
 
+/// What the client library tells of a failed call, for people: the message without a row's values, and the code behind
+/// it. The library hands a gRPC status on as text, `code: 'Description', message: "Text", source: Debug`.
+pub(super) fn in_words(code: &str, details: &str) -> String {
+    let details = details.strip_prefix("GCloud system error: ").unwrap_or(details);
+    let description = details.split_once("code: '").and_then(|(_, rest)| rest.split_once('\''));
+    let Some((description, rest)) = description else {
+        return format!("{} ({code})", without_values(details));
+    };
+    let (message, rest) = quoted(rest).unwrap_or_default();
+    // What lies below, such as a connection refused, stands innermost.
+    let cause = std::iter::successors(quoted(rest), |(_, rest)| quoted(rest)).last();
+    let mut words = without_values(if message.is_empty() { description } else { &message });
+    if let Some((cause, _)) = cause.filter(|(cause, _)| !message.contains(cause.as_str())) {
+        words.push_str(": ");
+        words.push_str(&without_values(&cause));
+    }
+    format!("{words} ({code})")
+}
+
+/// The next `message: "…"` in `text` as it was before it was quoted, and what follows.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    const BEFORE: &str = "message: \"";
+    let inside = &text[text.find(BEFORE)? + BEFORE.len()..];
+    let mut message = String::new();
+    let mut characters = inside.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return Some((message, &inside[at + 1..])),
+            '\\' => message.push(match characters.next()?.1 {
+                'n' | 'r' | 't' => ' ',
+                other => other,
+            }),
+            other => message.push(other),
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_call_is_told_in_words_with_its_code_and_without_values() {
+        for (code, details, words) in [
+            (
+                "Unavailable",
+                "code: 'The service is currently unavailable', message: \"try \\\"later\\\" again\"",
+                "try … again (Unavailable)",
+            ),
+            (
+                "Unavailable",
+                "code: 'The service is currently unavailable', message: \"tcp connect error\", source: \
+                 tonic::transport::Error(Transport, ConnectError(\"tcp connect error\", 127.0.0.1:9, Os { code: 111, kind: \
+                 ConnectionRefused, message: \"Connection refused\" }))",
+                "tcp connect error: Connection refused (Unavailable)",
+            ),
+            (
+                "PermissionDenied",
+                "code: 'The caller does not have permission to execute the specified operation'",
+                "The caller does not have permission to execute the specified operation (PermissionDenied)",
+            ),
+            ("CONNECTION_LOST", "Hyper error: broken pipe", "Hyper error: broken pipe (CONNECTION_LOST)"),
+            ("Internal", "code: 'cut of", "code: … (Internal)"),
+        ] {
+            assert_eq!(in_words(code, details), words);
+        }
+    }
 
     #[test]
     fn messages_about_a_row_lose_its_values() {

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,14 +35,31 @@ impl Redis {
     /// As [`Redis::start`].
     #[must_use]
     pub fn start_with(test: &str, arguments: &[&str]) -> Option<Self> {
+        Self::launch(test, arguments, None)
+    }
+
+    /// As [`Redis::start`], with a second port that speaks TLS under this certificate and asks clients for none.
+    ///
+    /// # Panics
+    /// As [`Redis::start`].
+    #[must_use]
+    pub fn start_with_tls(test: &str, certificate: &Path, key: &Path) -> Option<Self> {
+        Self::launch(test, &[], Some((certificate.to_owned(), key.to_owned())))
+    }
+
+    fn launch(test: &str, arguments: &[&str], tls: Option<(PathBuf, PathBuf)>) -> Option<Self> {
         let program = find_program("redis-server").or_else(|| left_out(test, "redis-server"))?;
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let description = Description {
             name: "redis-server",
-            ports: 1,
+            ports: if tls.is_some() { 2 } else { 1 },
             command: Box::new(move |folder, ports| {
                 let mut command = Command::new(&program);
                 command.args(["--bind", "127.0.0.1", "--port", &ports[0].to_string()]);
+                if let Some((certificate, key)) = &tls {
+                    command.args(["--tls-port", &ports[1].to_string(), "--tls-auth-clients", "no"]);
+                    command.arg("--tls-cert-file").arg(certificate).arg("--tls-key-file").arg(key);
+                }
                 command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(folder).args(&arguments);
                 Ok(command)
             }),
@@ -56,6 +74,15 @@ impl Redis {
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://{}", self.server.address())
+    }
+
+    /// Its address with TLS, by the name that its certificate holds: `rediss://localhost:PORT`.
+    ///
+    /// # Panics
+    /// When it was started without.
+    #[must_use]
+    pub fn tls_url(&self) -> String {
+        format!("rediss://localhost:{}", self.server.ports()[1])
     }
 
     /// Sends one command, such as `["DBSIZE"]` or `["SET", "key", "value"]`, on a connection of its own and answers
