@@ -18,7 +18,7 @@ pub use config::{
     BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, SpoolConfig, UserConfig,
 };
 pub use ingest::{Ingest, Ingested};
-pub use ledger::{LEDGER_FOLDER, Ledger, read_ledgers};
+pub use ledger::{LEDGER_FOLDER, Ledger, Ledgers};
 #[cfg(feature = "google")]
 pub use program::IngestionProgram;
 pub use run::run;

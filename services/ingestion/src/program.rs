@@ -95,7 +95,8 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     let topics = plan.topics().to_vec();
     bus.create(&topics.iter().map(String::as_str).collect::<Vec<_>>(), None).await?;
     let data = config.data.0.as_path();
-    let ledger = if config.ingestion.ledger { Some(open_ledger(data, &ids)?) } else { None };
+    let ledger =
+        if config.ingestion.ledger { Some(open_ledger(data, &ids, Arc::clone(&clock))?) } else { None };
     let spool = match &config.ingestion.spool {
         Some(settings) => Some(Arc::new(Spool::open(data, settings, &topics, Arc::clone(&clock)).await?)),
         None => None,
@@ -146,9 +147,9 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     }))
 }
 
-fn open_ledger(data: &Path, ids: &IdGenerator) -> Result<Ledger, ConnectError> {
+fn open_ledger(data: &Path, ids: &IdGenerator, clock: Arc<dyn Clock>) -> Result<Ledger, ConnectError> {
     let folder = data.join(LEDGER_FOLDER);
-    Ledger::create(&folder, ids.next_id()).map_err(|error| {
+    Ledger::create(&folder, ids.next_id(), clock).map_err(|error| {
         let detail = format!(
             "the ledger of ids cannot be written in {}: {error}; set `data` to a folder that can, or ingestion.ledger to \
              false",

@@ -17,6 +17,7 @@ use connectors::PubSubBus;
 use futures_util::{StreamExt, TryStreamExt};
 use icestore::gcs::GcsReader;
 use icestore::{NameRange, ObjectReader, decode_line, decompress};
+use ingestion_service::Ledgers;
 use messagepipeline::{Digest, ErrorClass, MessageId, StageError, Timestamp};
 use pubsub::Record;
 use std::collections::BTreeMap;
@@ -37,8 +38,8 @@ const QUIET: Duration = Duration::from_secs(3);
 
 /// What the cloud's stores hold.
 pub struct CloudBooks {
-    /// Ids that ingestion has published, sorted.
-    pub ledger: Vec<MessageId>,
+    /// What ingestion has published, and what of it since `settled_before`.
+    pub ledger: Ledgers,
     /// The warehouse.
     pub warehouse: BigQueryReader,
     /// Its table, for people.
@@ -51,7 +52,7 @@ pub struct CloudBooks {
     pub bucket: String,
     /// Dead letters and skips.
     pub bus: PubSubBus,
-    /// Messages received after this may still be on their way.
+    /// Messages received or published after this may still be on their way.
     pub settled_before: Timestamp,
 }
 
@@ -167,11 +168,11 @@ impl CloudBooks {
             read_lines(&self.archive, &self.bucket, &self.prefix),
             self.ended()
         )?;
-        let mut published = self.ledger.clone();
+        let mut published = self.ledger.ids.clone();
         published.extend(rows.ids.iter().chain(&lines.ids));
         published.sort_unstable();
         published.dedup();
-        let beyond = (published.len() - self.ledger.len()) as u64;
+        let beyond = (published.len() - self.ledger.ids.len()) as u64;
         let mut found = self.compare(&published, &rows, &lines, &ended);
         // Letters may be with somebody else who looks at them, or on their way back from an earlier look.
         for _ in 1..LOOKS {
@@ -184,6 +185,9 @@ impl CloudBooks {
         for lost in &mut found.unaccounted {
             let place = lost.last_seen.replace("topic enriched, topic raw", "published by ingestion");
             lost.last_seen = place.replace("topic enriched", "published by ingestion");
+            if self.tells_no_time(&lost.message_id) {
+                lost.last_seen.push_str(", time unknown (in no ledger): it may still be on its way");
+            }
         }
         Ok(self.write(found, &rows, &lines, &ended, beyond))
     }
@@ -261,6 +265,13 @@ impl CloudBooks {
 
     fn may_be_on_its_way(&self, id: &MessageId) -> bool {
         received(*id).is_some_and(|time| time >= self.settled_before)
+            || self.ledger.recent.binary_search(id).is_ok()
+    }
+
+    /// Whether nothing says when the message was published: a device's own id that stands in no ledger.
+    fn tells_no_time(&self, id: &str) -> bool {
+        let Ok(id) = id.parse::<MessageId>() else { return false };
+        received(id).is_none() && self.ledger.ids.binary_search(&id).is_err()
     }
 
     fn write(
@@ -271,7 +282,7 @@ impl CloudBooks {
         ended: &Ended,
         beyond: u64,
     ) -> Report {
-        let ledger: Digest = self.ledger.iter().collect();
+        let ledger: Digest = self.ledger.ids.iter().collect();
         let (stored, archived) = (found.digest(Set::Warehouse), found.digest(Set::Archive));
         let pending =
             [("bigquery", Set::PendingWarehouse), ("icestore", Set::PendingArchive)].map(|(stage, set)| {

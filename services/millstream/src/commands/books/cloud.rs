@@ -7,8 +7,8 @@ use crate::output::Failure;
 use bigquery_service::WarehouseKind;
 use connectors::{ConnectError, Google, PubSubBus};
 use icestore_service::ArchiveKind;
-use ingestion_service::{LEDGER_FOLDER, read_ledgers};
-use messagepipeline::{Clock, MessageId, SystemClock, Timestamp};
+use ingestion_service::{LEDGER_FOLDER, Ledgers};
+use messagepipeline::{Clock, SystemClock, Timestamp};
 use service_kit::config::Duration;
 
 pub(super) fn report(config: &Config, arguments: &BooksArgs) -> Result<Report, Failure> {
@@ -16,10 +16,12 @@ pub(super) fn report(config: &Config, arguments: &BooksArgs) -> Result<Report, F
         .pending_age
         .parse()
         .map_err(|error| Failure::usage(format!("--pending-age {:?}: {error}", arguments.pending_age)))?;
-    let ledger = ledger(config, arguments)?;
+    let age = i64::try_from(age.get().as_micros()).unwrap_or(i64::MAX);
+    let settled_before = Timestamp::from_micros(SystemClock.now().as_micros().saturating_sub(age));
+    let ledger = ledger(config, arguments, settled_before)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let books = open(config, ledger, age).await.map_err(Failure::failed)?;
+        let books = open(config, ledger, settled_before).await.map_err(Failure::failed)?;
         books.report().await.map_err(Failure::failed)
     })
 }
@@ -50,30 +52,30 @@ fn dataset(config: &Config, google: &Google) -> String {
     format!("{}.{}", google.project(), config.bigquery.google.dataset)
 }
 
-fn ledger(config: &Config, arguments: &BooksArgs) -> Result<Vec<MessageId>, Failure> {
+fn ledger(config: &Config, arguments: &BooksArgs, settled_before: Timestamp) -> Result<Ledgers, Failure> {
     let mut folders = arguments.ledger.clone();
     if folders.is_empty() {
         folders.push(config.data.join(LEDGER_FOLDER));
     }
-    let mut ids = Vec::new();
+    let mut ledgers = Ledgers::default();
     for folder in &folders {
-        let read = read_ledgers(folder).map_err(|error| {
+        ledgers.read(folder, settled_before).map_err(|error| {
             Failure::failed(format!(
                 "the ledger {}: {error}; name the folders that the replicas of ingestion write with --ledger",
                 folder.display()
             ))
         })?;
-        ids.extend(read);
     }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
+    Ok(ledgers)
 }
 
-async fn open(config: &Config, ledger: Vec<MessageId>, age: Duration) -> Result<CloudBooks, ConnectError> {
+async fn open(
+    config: &Config,
+    ledger: Ledgers,
+    settled_before: Timestamp,
+) -> Result<CloudBooks, ConnectError> {
     let google = Google::new(&config.google, &std::env::vars().collect()).await?;
     let archive = &config.icestore.google;
-    let age = i64::try_from(age.get().as_micros()).unwrap_or(i64::MAX);
     Ok(CloudBooks {
         ledger,
         warehouse: bigquery_service::google::reader(&config.bigquery, &google)?,
@@ -82,6 +84,6 @@ async fn open(config: &Config, ledger: Vec<MessageId>, age: Duration) -> Result<
         prefix: archive.prefix.trim_matches('/').to_owned(),
         bucket: archive.bucket.clone(),
         bus: PubSubBus::new(&google, &config.bus.pubsub)?,
-        settled_before: Timestamp::from_micros(SystemClock.now().as_micros().saturating_sub(age)),
+        settled_before,
     })
 }
