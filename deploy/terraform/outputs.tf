@@ -1,13 +1,14 @@
 output "cloud_yaml" {
   description = "Configuration of the four services: terraform output -raw cloud_yaml > cloud.yaml"
   value = templatefile("${path.module}/cloud.yaml.tftpl", {
-    project  = var.project
-    mqtt_url = var.mqtt_url
-    ordering = var.message_ordering
-    redis    = one(google_redis_instance.cache[*])
-    dataset  = google_bigquery_dataset.warehouse.dataset_id
-    location = local.location
-    bucket   = google_storage_bucket.archive.name
+    project   = var.project
+    mqtt_url  = var.mqtt_url
+    mqtt_user = var.mqtt_user
+    ordering  = var.message_ordering
+    redis     = one(google_redis_instance.cache[*])
+    dataset   = google_bigquery_dataset.warehouse.dataset_id
+    location  = local.location
+    bucket    = google_storage_bucket.archive.name
   })
 }
 

@@ -93,6 +93,12 @@ variable "operators" {
   default     = []
 }
 
+variable "mqtt_user" {
+  description = "User name at the MQTT broker, for the output cloud_yaml. The password is no business of Terraform's: it goes into a secret of the platform."
+  type        = string
+  default     = "millstream"
+}
+
 variable "mqtt_url" {
   description = "Outside MQTT broker, for the output cloud_yaml."
   type        = string
