@@ -281,7 +281,7 @@ async fn a_missing_right_pauses_and_says_what_to_grant() {
     let store = GcsStore::new(bucket.options(), Arc::new(SystemClock)).await.unwrap();
     let error = store.open().await.unwrap_err();
     assert_eq!((error.class(), error.reason()), (ErrorClass::Configuration, "gcs-forbidden"));
-    assert!(error.detail().contains("roles/storage.objectUser"), "{error}");
+    assert!(error.detail().contains("roles/storage.objectCreator"), "{error}");
     store.open().await.unwrap();
     bucket.0.fault(GcsRequest::Upload, [Some(GcsFault::Status(403))]);
     let error = store.put(suite::object(&suite::messages(1))).await.unwrap_err();

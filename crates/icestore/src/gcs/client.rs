@@ -319,7 +319,7 @@ fn by_status(action: &'static str, place: String, status: u16, detail: &str) -> 
         403 => (
             Configuration,
             "gcs-forbidden",
-            "; grant the service account `roles/storage.objectUser` on the bucket",
+            "; grant the service account `roles/storage.objectCreator` and `roles/storage.objectViewer` on the bucket",
         ),
         404 => (Configuration, "gcs-not-found", "; check the bucket's name, or create it"),
         408 | 409 | 412 | 429 | 500.. => (Transient, "gcs-unavailable", ""),
