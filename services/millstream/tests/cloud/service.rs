@@ -16,7 +16,7 @@ pub(crate) struct Service {
 }
 
 /// Where the binary of a service lies: beside the program that cargo built for this test.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_millstream")).with_file_name(name);
     assert!(
         path.is_file(),
