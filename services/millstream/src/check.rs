@@ -5,6 +5,8 @@ use crate::system::{asked_for, has_remote_sink};
 use connectors::BusKind;
 pub use connectors::{ENRICHED, RAW};
 use enrichment_service::UnknownDevicePolicy;
+#[cfg(feature = "google")]
+use icestore_service::ArchiveKind;
 use messagepipeline::{Clock, SystemClock};
 use service_kit::config::{Check, ConfigErrors, Duration, Loaded, Problem, pointer};
 
@@ -77,6 +79,8 @@ fn outside(config: &Config, check: &mut Check) {
             );
         }
     }
+    #[cfg(feature = "google")]
+    google(config, check);
     let retention = &config.retention;
     if has_remote_sink(config) && (retention.warehouse.is_some() || retention.archive.is_some()) {
         check.error(
@@ -90,6 +94,32 @@ fn outside(config: &Config, check: &mut Check) {
             "/enrichment/unknown_device",
             "is park, which Pub/Sub has no place for: set it to pass or dead-letter",
         );
+    }
+}
+
+/// Names, project, credentials and emulators of what stands on Google Cloud.
+#[cfg(feature = "google")]
+fn google(config: &Config, check: &mut Check) {
+    use bigquery_service::WarehouseKind;
+    use connectors::GooglePart;
+    use enrichment_service::SourceKind;
+
+    let asked = [
+        (GooglePart::PubSub, config.bus.kind == BusKind::Pubsub),
+        (GooglePart::Firestore, config.enrichment.source.kind == SourceKind::Firestore),
+        (GooglePart::BigQuery, config.bigquery.kind == WarehouseKind::Bigquery),
+        (GooglePart::Storage, config.icestore.kind == ArchiveKind::CloudStorage),
+    ];
+    let parts: Vec<GooglePart> = asked.into_iter().filter(|(_, is)| *is).map(|(part, _)| part).collect();
+    if !parts.is_empty() {
+        connectors::check_google(&config.google, &parts, &std::env::vars().collect(), check);
+    }
+    if config.bus.kind == BusKind::Pubsub {
+        connectors::check_pubsub(&config.bus, check);
+        for (index, route) in config.ingestion.routes.iter().enumerate() {
+            let pointer = format!("/ingestion/routes/{index}/topic");
+            connectors::check_topic(&config.bus.pubsub, &route.topic, &pointer, check);
+        }
     }
 }
 
