@@ -92,8 +92,17 @@ resource "google_pubsub_subscription_iam_member" "forwarder" {
   member       = local.pubsub_agent
 }
 
+# Who brings a dead letter back publishes it to the topic where it was given up.
+resource "google_pubsub_topic_iam_member" "letter_worker" {
+  for_each = { for pair in setproduct(var.letter_workers, ["raw", "enriched"]) : join(" ", pair) => pair }
+
+  topic  = google_pubsub_topic.topic[each.value[1]].id
+  role   = "roles/pubsub.publisher"
+  member = each.value[0]
+}
+
 resource "google_pubsub_subscription_iam_member" "operator" {
-  for_each = toset(var.operators)
+  for_each = toset(concat(var.operators, var.letter_workers))
 
   subscription = google_pubsub_subscription.books.id
   role         = "roles/pubsub.subscriber"

@@ -88,7 +88,13 @@ variable "kubernetes_namespace" {
 }
 
 variable "operators" {
-  description = "Who may read warehouse, archive and dead letters for `millstream books` and `dead-letters`, such as group:ops@example.com."
+  description = "Who may read warehouse, archive and dead letters for `millstream books`, such as group:ops@example.com."
+  type        = list(string)
+  default     = []
+}
+
+variable "letter_workers" {
+  description = "Who may bring dead letters back to their topics or drop them with `millstream dead-letters`, such as group:ops@example.com; usually those of `operators`."
   type        = list(string)
   default     = []
 }

@@ -37,8 +37,8 @@ pub struct GcsOptions {
     pub bucket: String,
     /// URL of an emulator; `None` is the real service.
     pub endpoint: Option<String>,
-    /// Who asks. The bucket's `roles/storage.objectCreator` and `objectViewer` are enough (list, read, create), unless the bucket is to be
-    /// created.
+    /// Who asks. The bucket's `roles/storage.objectCreator` and `roles/storage.objectViewer` are enough (list, read,
+    /// create), unless the bucket is to be created.
     pub credentials: Credentials,
     /// Create the bucket if it is not there. Without it a missing bucket is an error.
     pub create_bucket: bool,
