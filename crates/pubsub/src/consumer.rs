@@ -378,7 +378,8 @@ impl State {
             }
             let id = queued.message.id;
             let counted = queued.handler.delivery_attempt().and_then(|count| u32::try_from(count).ok());
-            queued.message.attempt = counted.unwrap_or_else(|| self.tally.attempt(id)).max(1);
+            let counted = counted.unwrap_or_else(|| self.tally.attempt(id));
+            queued.message.attempt = queued.message.attempt.max(counted);
             let token = Token(self.window.push(id, weight, queued.handler));
             deliveries.push(Delivery { message: queued.message, token });
         }

@@ -7,6 +7,7 @@
 //! | `millstream_id` | the message's id |
 //! | `millstream_time` | when Millstream first received it, RFC 3339 in UTC |
 //! | `millstream_enrichment` | looked-up data, a JSON object; absent when there is none |
+//! | `millstream_again` | `1` where whoever published it had it delivered before, so that it may be there already |
 //! | all others | the message's own attributes under their own names |
 //!
 //! A value longer than Pub/Sub allows goes on in `NAME;1`, `NAME;2` and so on.
@@ -30,6 +31,7 @@ const PREFIX: &str = "millstream_";
 pub(crate) const ID: &str = "millstream_id";
 const TIME: &str = "millstream_time";
 const ENRICHMENT: &str = "millstream_enrichment";
+const AGAIN: &str = "millstream_again";
 const CONTENT_TYPE: &str = "content-type";
 const DOCUMENT: &str = "application/vnd.millstream.message+json";
 /// Between a name and the number of a further piece of its value.
@@ -85,13 +87,16 @@ pub(crate) type Fact<'a> = (&'static str, &'a str);
 
 /// `message` in the form `wire`, with `facts`.
 pub(crate) fn encode(message: &Message, wire: Wire, facts: &[Fact<'_>]) -> Encoded {
-    let room = message.attributes.iter().count() + facts.len() + 4;
+    let room = message.attributes.iter().count() + facts.len() + 5;
     let mut attributes = HashMap::with_capacity(room);
     let mut id = [0; 36];
     attributes.insert(ID.to_owned(), message.id.encode(&mut id).to_owned());
     attributes.insert(TIME.to_owned(), message.publish_time.to_string());
     for (name, value) in facts {
         set(&mut attributes, name, value);
+    }
+    if facts.is_empty() && message.attempt > 1 {
+        attributes.insert(AGAIN.to_owned(), "1".to_owned());
     }
     if wire == Wire::Binary {
         if let Some(text) = message.enrichment.text() {
@@ -191,8 +196,18 @@ pub(crate) struct Decoder {
 const KEPT: usize = 1_024;
 
 impl Decoder {
-    /// The message in `received`. Never fails: what claims to be Millstream's and is not is handed on as it is.
+    /// The message in `received`. Never fails: what claims to be Millstream's and is not is handed on as it is. What was
+    /// published again counts as delivered before, though Pub/Sub takes it for another message.
     pub(crate) fn decode(&mut self, mut received: Received) -> Decoded {
+        let is_again = received.attributes.contains_key(ID) && received.attributes.remove(AGAIN).is_some();
+        let mut decoded = self.decode_once(received);
+        if is_again {
+            decoded.message.attempt = 2;
+        }
+        decoded
+    }
+
+    fn decode_once(&mut self, mut received: Received) -> Decoded {
         if received.attributes.get(CONTENT_TYPE).is_some_and(|value| value == DOCUMENT) {
             return match document::read(&received.data) {
                 Some(read) => Decoded { message: from_document(read, received), is_damaged: false },

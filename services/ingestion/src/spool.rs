@@ -20,8 +20,8 @@ const STEP: usize = 512;
 /// How often old ids are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
-/// Takes messages as they are.
-type AsIs = TransformFn<fn(&Message) -> Outcome<Message>>;
+/// Takes messages as they are, but for what an earlier process may have taken onward already.
+type AsIs = TransformFn<Box<dyn Fn(&Message) -> Outcome<Message> + Send + Sync>>;
 /// The service behind one topic of the spool.
 pub(crate) type Forward = BatchingService<BoxConsumer, AsIs, PublishProcessor>;
 
@@ -33,6 +33,7 @@ pub(crate) struct Spool {
     ids: Duration,
     topics: Vec<String>,
     clock: Arc<dyn Clock>,
+    opened: Timestamp,
 }
 
 impl Spool {
@@ -49,9 +50,10 @@ impl Spool {
         let folder = DataFolder::open(data)?;
         let options = BusOptions { max_topic_bytes: config.max_size.bytes(), ..BusOptions::default() };
         let bus = Bus::open(&folder.bus(), options, Arc::clone(&clock)).await?;
-        let spool = Self { folder, bus, ids: config.ids.get(), topics: topics.to_vec(), clock };
+        let (ids, topics, opened) = (config.ids.get(), topics.to_vec(), clock.now());
+        let spool = Self { folder, bus, ids, topics, clock, opened };
         // What has no subscription yet would be trimmed at once.
-        for topic in topics {
+        for topic in &spool.topics {
             spool.consumer(topic, &BatchLimits::default()).await?;
         }
         Ok(spool)
@@ -99,7 +101,8 @@ impl Spool {
             health: Some(health),
             ..ServiceOptions::new(FORWARD)
         };
-        let as_is: AsIs = transform_fn(|message: &Message| Outcome::Emit(message.clone()));
+        let opened = self.opened;
+        let as_is: AsIs = transform_fn(Box::new(move |message: &Message| Outcome::Emit(as_is(message, opened))));
         Ok(BatchingService::new(options, limits, consumer, as_is, PublishProcessor::new(output)))
     }
 
@@ -124,6 +127,15 @@ impl Spool {
     pub(crate) async fn close(&self) -> Result<(), ConnectError> {
         Ok(self.bus.close().await?)
     }
+}
+
+/// What was in the spool when it was opened may have been published by a process that died before it noted that.
+fn as_is(message: &Message, opened: Timestamp) -> Message {
+    let mut message = message.clone();
+    if message.publish_time < opened {
+        message.attempt = message.attempt.max(2);
+    }
+    message
 }
 
 /// Forgets old ids, so that the file does not grow by each message for ever.

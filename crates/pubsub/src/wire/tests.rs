@@ -253,3 +253,14 @@ fn messages_of_a_device_share_its_data() {
     };
     assert_eq!(text(), text());
 }
+
+#[test]
+fn what_is_published_again_counts_as_delivered_before_in_both_forms() {
+    for wire in [Wire::Binary, Wire::Json] {
+        let mut message = message();
+        assert_eq!(decode(delivered(encode(&message, wire, &[]))).message.attempt, 1);
+        message.attempt = 4;
+        let read = decode(delivered(encode(&message, wire, &[]))).message;
+        assert_eq!((read.attempt, read.attributes), (2, message.attributes));
+    }
+}
