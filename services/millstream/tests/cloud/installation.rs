@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use testkit::proxy::Proxy;
 use testkit::rig::{BUCKET, Configuration, DATASET, Rig, RigOptions};
 
 /// How long arriving may stand still, on emulators that share two cores with everything else.
@@ -23,14 +24,16 @@ static TURN: Mutex<()> = Mutex::new(());
 /// The rig, and the replicas on it by service and number.
 pub(crate) struct Installation {
     pub(crate) rig: Rig,
-    /// The Cloud Storage fake runs in it.
-    _runtime: tokio::runtime::Runtime,
+    /// The Cloud Storage fake and proxies run in it.
+    runtime: tokio::runtime::Runtime,
     _turn: MutexGuard<'static, ()>,
     pub(crate) running: BTreeMap<(&'static str, usize), Service>,
     /// What every service takes from its environment; a test puts a proxy in.
     pub(crate) environment: Vec<(&'static str, String)>,
-    /// Further settings of ingestion, indented below `ingestion:`.
-    pub(crate) ingestion: String,
+    /// Further settings of a section, indented below its name.
+    pub(crate) settings: BTreeMap<&'static str, String>,
+    /// `bigquery.google.mode`.
+    pub(crate) bigquery_mode: &'static str,
     pub(crate) mqtt_url: String,
     pub(crate) redis_url: String,
 }
@@ -46,11 +49,13 @@ impl Installation {
         let Configuration { mqtt_url, redis_url, .. } = rig.configuration();
         Some(Self {
             rig,
-            _runtime: runtime,
+            runtime,
             _turn: turn,
             running: BTreeMap::new(),
             environment,
-            ingestion: String::new(),
+            // Nobody waits a minute for the last object.
+            settings: BTreeMap::from([("icestore", "  batch: {age: 5s}\n".to_owned())]),
+            bigquery_mode: "append",
             mqtt_url,
             redis_url,
         })
@@ -65,12 +70,14 @@ impl Installation {
             data,
             extra: String::new(),
         };
-        let more = format!("ingestion:\n{}", self.ingestion);
-        let text = configuration
+        let mut text = configuration
             .to_string()
+            .replace("    dataset:", &format!("    mode: {}\n    dataset:", self.bigquery_mode))
             .replace("client_id: rig", &format!("client_id: rig-{replica}"))
-            .replace("filter: \"#\"", "filter: \"$share/millstream/#\"")
-            .replace("ingestion:\n", &more);
+            .replace("filter: \"#\"", "filter: \"$share/millstream/#\"");
+        for (section, settings) in &self.settings {
+            text = text.replace(&format!("\n{section}:\n"), &format!("\n{section}:\n{settings}"));
+        }
         let path = self.rig.folder().join(format!("cloud-{replica}.yaml"));
         // A service that has just been started may be reading it.
         if std::fs::read_to_string(&path).ok().as_ref() != Some(&text) {
@@ -82,6 +89,26 @@ impl Installation {
     /// Data folder of replica `replica`.
     pub(crate) fn data(&self, replica: usize) -> PathBuf {
         self.rig.folder().join(format!("data-{replica}"))
+    }
+
+    /// The address of an emulator, by its variable.
+    pub(crate) fn address(&self, variable: &str) -> String {
+        let (_, address) = self.environment.iter().find(|(name, _)| *name == variable).unwrap();
+        address.trim_start_matches("http://").to_owned()
+    }
+
+    /// Puts a proxy before the emulator whose address is in `variable`; services started from now on go through it.
+    pub(crate) fn lead_through_proxy(&mut self, variable: &str) -> Proxy {
+        let entry = self.environment.iter_mut().find(|(name, _)| *name == variable).unwrap();
+        let is_url = entry.1.starts_with("http://");
+        let proxy = self.runtime.block_on(Proxy::start(entry.1.trim_start_matches("http://")));
+        entry.1 = if is_url { proxy.endpoint() } else { proxy.address() };
+        proxy
+    }
+
+    /// Runs `future` beside the servers.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
     }
 
     /// Starts a replica of `service`.
@@ -121,6 +148,26 @@ impl Installation {
         }
     }
 
+    /// Does `what` while `file` is played into the broker, all of which must be acknowledged.
+    pub(crate) fn during_feed<T>(
+        &mut self,
+        file: &Path,
+        rate: &str,
+        what: impl FnOnce(&mut Self, &dyn Fn() -> bool) -> T,
+    ) -> T {
+        let (mqtt, folder) = (self.mqtt_url.clone(), self.rig.folder().to_owned());
+        std::thread::scope(|scope| {
+            let feed = scope.spawn(move || {
+                run(&folder, &["feed", "--broker", &mqtt, "--rate", rate, file.to_str().unwrap()])
+            });
+            let done = what(self, &|| feed.is_finished());
+            let output = feed.join().unwrap();
+            let (stdout, stderr) = texts(&output);
+            assert!(output.status.success(), "{stdout}\n{stderr}");
+            done
+        })
+    }
+
     /// Plays `files` into the broker; all of it must be acknowledged.
     pub(crate) fn feed(&self, files: &[PathBuf], rate: &str) {
         let mut arguments = vec!["feed", "--broker", self.mqtt_url.as_str(), "--rate", rate];
@@ -141,6 +188,21 @@ impl Installation {
             serde_json::from_slice::<Value>(&line.payload).unwrap()["value"].to_string()
         };
         self.wait("value", count, || self.lines().into_iter().map(value).collect());
+    }
+
+    /// What the running consumers were delivered more than once, and how many leases ran out meanwhile.
+    pub(crate) fn redeliveries(&self) -> String {
+        let counts = self.running.iter().filter(|((name, _), _)| *name != "ingestion").map(
+            |((name, replica), service)| {
+                let count = |what: &str| service.counter(&format!("millstream_bus_{what}_total"), name);
+                format!(
+                    "{name} {replica}: {} delivered again, {} leases ran out",
+                    count("redelivered"),
+                    count("leases_expired")
+                )
+            },
+        );
+        counts.collect::<Vec<_>>().join("; ")
     }
 
     fn wait(&self, column: &str, count: usize, lines: impl Fn() -> BTreeSet<String>) {
@@ -223,6 +285,7 @@ impl Installation {
             serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"));
         assert_eq!(report["balanced"], true, "{report:#}");
         assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert_eq!(report["dead_letters"], serde_json::json!([]), "{report:#}");
         report
     }
 

@@ -1,16 +1,95 @@
 //! Services that are killed at any moment, with two replicas of each.
 
-use crate::common::{bag, lines_of, small_recording};
+use crate::common::{Bag, bag, lines_of, small_recording};
 use crate::installation::Installation;
 use crate::random::Random;
 use crate::service::{SERVICES, Service};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 use testkit::rig::RigOptions;
 
-const MESSAGES: usize = 12_000;
+const REPLICAS: usize = 2;
+/// Most messages that a broker sends without an acknowledgement: `ingestion.broker.receive_maximum`.
+const BROKER_WINDOW: usize = 1_000;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
+}
+
+/// Kills on a rig, and what they were done to.
+struct Campaign {
+    test: &'static str,
+    seed: u64,
+    random: Random,
+    file: PathBuf,
+    messages: usize,
+    kills: usize,
+    /// Of these how many met `ingestion`.
+    of_ingestion: usize,
+}
+
+impl Campaign {
+    /// With a rig on which nothing runs yet, and a recording of `messages` messages.
+    fn new(test: &'static str, messages: usize, options: RigOptions) -> Option<(Self, Installation)> {
+        let seed = setting("MILLSTREAM_CAMPAIGN_SEED", u64::from(std::process::id()));
+        eprintln!("{test}: MILLSTREAM_CAMPAIGN_SEED={seed}");
+        let installation = Installation::new(test, options)?;
+        let file = small_recording(installation.rig.folder(), "fleet.ndjson", messages, 40);
+        let random = Random::new(seed);
+        Some((Self { test, seed, random, file, messages, kills: 0, of_ingestion: 0 }, installation))
+    }
+
+    /// Kills any of `services` within `moment` milliseconds and starts it again. The moment of the kill is the test's
+    /// subject; nothing waits for it.
+    fn kill_one(&mut self, installation: &mut Installation, services: &[&'static str], moment: usize) {
+        std::thread::sleep(Duration::from_millis(self.random.below(moment) as u64));
+        let victim = (services[self.random.below(services.len())], self.random.below(REPLICAS));
+        installation.running.remove(&victim).unwrap().kill();
+        installation.forget_reader(victim.0);
+        installation.start(victim.0, victim.1);
+        self.kills += 1;
+        self.of_ingestion += usize::from(victim.0 == "ingestion");
+    }
+
+    /// Everything sent is in both sinks and nothing else, the archive has each message once, and of the ids there are
+    /// only as many beyond the messages as the broker may have sent again.
+    fn conclude(&self, mut installation: Installation) {
+        let Self { test, seed, kills, messages, .. } = self;
+        installation.running.values_mut().for_each(Service::ready);
+        installation.wait_for_values(*messages);
+        eprintln!("{test}: {}", installation.redeliveries());
+        installation.stop_all();
+        let sent = bag(lines_of(std::slice::from_ref(&self.file)));
+        let (rows, lines) = (installation.row_payloads(), installation.line_payloads());
+        for (what, arrived) in [("row", &rows), ("line", &lines)] {
+            let lost = sent.keys().find(|payload| !arrived.contains_key(*payload));
+            assert_eq!(lost, None, "seed {seed}: no {what} of it");
+            assert!(
+                arrived.keys().all(|payload| sent.contains_key(payload)),
+                "seed {seed}: a {what} nobody sent"
+            );
+        }
+        let report = installation.books(REPLICAS);
+        let ids: BTreeSet<_> = installation.lines().into_iter().map(|line| line.id).collect();
+        let again = ids.len() - messages;
+        let count = |arrived: &Bag| arrived.values().sum::<usize>();
+        eprintln!(
+            "{test}: seed {seed}, {kills} kills ({} of ingestion), {messages} sent, {again} sent again by the broker, {} rows \
+             ({} copies), {} lines ({} copies), {} ids beyond the ledger",
+            self.of_ingestion,
+            count(&rows),
+            report["warehouse"]["copies"],
+            count(&lines),
+            report["archive"]["copies"],
+            report["ledger"]["beyond"]
+        );
+        assert!(again <= self.of_ingestion * BROKER_WINDOW, "seed {seed}: {again} messages have a second id");
+        assert_eq!(
+            report["archive"]["copies"], 0,
+            "the archive knows by the bucket what is there: {report:#}"
+        );
+    }
 }
 
 /// Every message that the broker took is in both sinks. What may be doubled: a message that ingestion had published and
@@ -19,51 +98,55 @@ fn setting(name: &str, default: u64) -> u64 {
 #[test]
 fn kills_of_every_service_with_two_replicas_each_lose_nothing() {
     let test = "kills_of_every_service_with_two_replicas_each_lose_nothing";
+    let Some((mut campaign, mut installation)) = Campaign::new(test, 8_000, RigOptions::default()) else {
+        return;
+    };
     let rounds = setting("MILLSTREAM_CLOUD_KILLS", 8);
-    let seed = setting("MILLSTREAM_CAMPAIGN_SEED", u64::from(std::process::id()));
-    eprintln!("{test}: {rounds} rounds, MILLSTREAM_CAMPAIGN_SEED={seed}");
-    let mut random = Random::new(seed);
-    let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
-    let file = small_recording(installation.rig.folder(), "fleet.ndjson", MESSAGES, 40);
-    installation.start_all(2);
-    let kills = std::thread::scope(|scope| {
-        let (mqtt, folder) = (installation.mqtt_url.clone(), installation.rig.folder().to_owned());
-        let feed = scope.spawn(move || {
-            let file = folder.join("fleet.ndjson");
-            crate::common::run(
-                &folder,
-                &["feed", "--broker", &mqtt, "--rate", "400/s", file.to_str().unwrap()],
-            )
-        });
-        let mut kills = 0;
+    installation.start_all(REPLICAS);
+    let file = campaign.file.clone();
+    installation.during_feed(&file, "400/s", |installation, _| {
         for _ in 0..rounds {
-            // The moment of the kill is the test's subject; nothing waits for it.
-            std::thread::sleep(Duration::from_millis(random.below(2_000) as u64));
-            let victim = (SERVICES[random.below(SERVICES.len())], random.below(2));
-            installation.running.remove(&victim).unwrap().kill();
-            installation.forget_reader(victim.0);
-            installation.start(victim.0, victim.1);
-            kills += 1;
+            campaign.kill_one(installation, &SERVICES, 2_000);
         }
-        assert!(feed.join().unwrap().status.success());
-        kills
     });
-    installation.running.values_mut().for_each(Service::ready);
-    installation.wait_for_values(MESSAGES);
-    installation.stop_all();
-    let sent = bag(lines_of(&[file]));
-    let (rows, lines) = (installation.row_payloads(), installation.line_payloads());
-    for payload in sent.keys() {
-        let text = String::from_utf8_lossy(payload);
-        assert!(rows.contains_key(payload), "seed {seed}: no row of {text}");
-        assert!(lines.contains_key(payload), "seed {seed}: no line of {text}");
+    campaign.conclude(installation);
+}
+
+/// Ingestion dies again and again while nobody takes what it spools, and once more while it is taken onward.
+#[test]
+fn kills_of_ingestion_while_its_spool_is_filled_and_emptied_lose_nothing() {
+    let test = "kills_of_ingestion_while_its_spool_is_filled_and_emptied_lose_nothing";
+    let Some((mut campaign, mut installation)) = Campaign::new(test, 6_000, RigOptions::default()) else {
+        return;
+    };
+    installation.settings.insert("ingestion", "  spool: {}\n".to_owned());
+    installation.start_all(REPLICAS);
+    installation.rig.pubsub.freeze();
+    let file = campaign.file.clone();
+    installation.during_feed(&file, "1000/s", |installation, _| {
+        for _ in 0..setting("MILLSTREAM_CLOUD_KILLS", 8) / 2 {
+            campaign.kill_one(installation, &["ingestion"], 2_000);
+        }
+    });
+    installation.rig.pubsub.thaw();
+    for _ in 0..setting("MILLSTREAM_CLOUD_KILLS", 8) / 2 {
+        campaign.kill_one(&mut installation, &["ingestion", "enrichment"], 1_000);
     }
-    let report = installation.books(2);
-    let (rows, lines): (usize, usize) = (rows.values().sum(), lines.values().sum());
-    eprintln!(
-        "{test}: seed {seed}, {kills} kills, {MESSAGES} sent, {rows} rows ({} copies), {lines} lines ({} copies), {} ids \
-         beyond the ledger",
-        report["warehouse"]["copies"], report["archive"]["copies"], report["ledger"]["beyond"]
-    );
-    assert_eq!(report["archive"]["copies"], 0, "the archive knows by the bucket what is there: {report:#}");
+    campaign.conclude(installation);
+}
+
+/// The consumers wait for the confirmation of every acknowledgement; kills and drains meet it.
+#[test]
+fn kills_of_consumers_of_exactly_once_subscriptions_lose_nothing() {
+    let test = "kills_of_consumers_of_exactly_once_subscriptions_lose_nothing";
+    let options = RigOptions { exactly_once: true, ..RigOptions::default() };
+    let Some((mut campaign, mut installation)) = Campaign::new(test, 4_000, options) else { return };
+    installation.start_all(REPLICAS);
+    let file = campaign.file.clone();
+    installation.during_feed(&file, "400/s", |installation, _| {
+        for _ in 0..setting("MILLSTREAM_CLOUD_KILLS", 8) / 2 {
+            campaign.kill_one(installation, &SERVICES[1..], 2_000);
+        }
+    });
+    campaign.conclude(installation);
 }

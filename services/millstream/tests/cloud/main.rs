@@ -12,12 +12,16 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod connections;
 mod installation;
 mod kills;
+mod letters;
+mod mistakes;
 mod outages;
 #[allow(dead_code, reason = "the campaigns use all of it")]
 #[path = "../rig/random.rs"]
 mod random;
 mod service;
+mod unavailable;
 mod waiting;
 mod whole_path;

@@ -46,15 +46,7 @@ fn sigterm_under_load_ends_each_service_well_and_nothing_is_lost_or_doubled() {
     let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
     let file = small_recording(installation.rig.folder(), "fleet.ndjson", 10_000, 50);
     installation.start_all(1);
-    std::thread::scope(|scope| {
-        let (mqtt, folder) = (installation.mqtt_url.clone(), installation.rig.folder().to_owned());
-        let feed = scope.spawn(move || {
-            let file = folder.join("fleet.ndjson");
-            crate::common::run(
-                &folder,
-                &["feed", "--broker", &mqtt, "--rate", "1000/s", file.to_str().unwrap()],
-            )
-        });
+    installation.during_feed(&file, "1000/s", |installation, _| {
         for service in SERVICES {
             crate::common::until("messages flow", || {
                 installation.running[&(service, 0)].counter("millstream_messages_out_total", service) > 100
@@ -65,7 +57,6 @@ fn sigterm_under_load_ends_each_service_well_and_nothing_is_lost_or_doubled() {
             installation.start(service, 0);
             installation.running.get_mut(&(service, 0)).unwrap().ready();
         }
-        assert!(feed.join().unwrap().status.success());
     });
     installation.wait_for(10_000);
     installation.stop_all();
