@@ -7,6 +7,8 @@ use testkit::rig::{BUCKET, ENRICHED};
 
 const MESSAGES: usize = 100_000;
 const RUNS: usize = 3;
+/// The emulator gives about 2,000 messages a second on each.
+const STREAMS: usize = 8;
 /// Messages of one object.
 const BATCH: usize = 1_000;
 
@@ -21,11 +23,11 @@ pub(crate) fn run() {
 
 /// 10 keys, round robin.
 fn measure(compression: &str, payloads: &[Vec<u8>], count: usize) {
-    let Some(rig) = Waiting::new("icestore") else { return };
+    let Some(rig) = Waiting::new(&["icestore"]) else { return };
     rig.fill(ENRICHED, payloads, count, &|n| n % 10, true);
-    let settings = format!("  compression: {compression}\n  batch: {{count: {BATCH}}}\n");
+    let settings = format!("  compression: {compression}\n  batch: {{count: {BATCH}}}");
     let beside = Beside::start();
-    let icestore = rig.start("icestore", 8, &settings);
+    let icestore = rig.start("icestore", STREAMS, &[("icestore:", &settings)]);
     icestore.wait_for("millstream_archive_lines_total", count);
     beside.say(compression);
     let peak = icestore.peak();

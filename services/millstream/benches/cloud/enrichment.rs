@@ -3,7 +3,7 @@
 use crate::beside::Beside;
 use crate::counting::Counting;
 use crate::process::Service;
-use crate::waiting::{Waiting, payloads};
+use crate::waiting::{Waiting, device, payloads};
 use crate::{figure, scaled};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use testkit::servers::SubscriptionSettings;
 const RUNS: usize = 3;
 const OUT: &str = "millstream_messages_out_total";
 /// A cache in memory that holds nothing for long: every look-up goes on to Redis.
-const NO_MEMORY: &str = "  cache: {size: 1}\n";
+const NO_MEMORY: &Settings = &[("enrichment:", "  cache: {size: 1}")];
 /// Streams: the emulator gives about 2,000 messages a second on each, and the look-ups are to be what is measured.
 const STREAMS: usize = 16;
 const READER: &str = "bench";
@@ -24,17 +24,18 @@ pub(crate) fn run() {
     let payloads = payloads();
     for _ in 0..RUNS {
         in_redis(&payloads, NO_MEMORY, "all look-ups in Redis");
-        in_redis(&payloads, "", "10,000 devices, cache in memory too");
+        in_redis(&payloads, &[], "10,000 devices, cache in memory too");
     }
     for (order, device_of) in orders() {
         cold(&payloads, order, device_of);
     }
     for _ in 0..RUNS {
-        killed(&payloads, "default cache", "");
+        killed(&payloads, "default cache", &[]);
         killed(&payloads, "no cache in memory", NO_MEMORY);
     }
 }
 
+type Settings = [(&'static str, &'static str)];
 type Order = (&'static str, fn(usize) -> usize);
 
 const COLD: usize = 20_000;
@@ -54,10 +55,10 @@ fn orders() -> [Order; 3] {
 }
 
 /// 100,000 messages of 10,000 devices that Redis knows: CPU of the whole process, Pub/Sub on both sides included.
-fn in_redis(payloads: &[Vec<u8>], settings: &str, what: &str) {
+fn in_redis(payloads: &[Vec<u8>], settings: &Settings, what: &str) {
     let (count, devices) = (scaled(100_000), 10_000);
-    let Some(rig) = Waiting::new("enrichment") else { return };
-    rig.register(devices);
+    let Some(rig) = Waiting::new(&["enrichment"]) else { return };
+    rig.register(devices, device);
     rig.fill(RAW, payloads, devices, &|n| n, false);
     let enrichment = rig.start("enrichment", STREAMS, settings);
     enrichment.wait_for(OUT, devices);
@@ -81,12 +82,12 @@ fn in_redis(payloads: &[Vec<u8>], settings: &str, what: &str) {
 
 /// Documents that are read while nothing is known.
 fn cold(payloads: &[Vec<u8>], order: &str, device_of: fn(usize) -> usize) {
-    let Some(mut rig) = Waiting::new("enrichment") else { return };
-    rig.register(DEVICES);
+    let Some(mut rig) = Waiting::new(&["enrichment"]) else { return };
+    rig.register(DEVICES, device);
     rig.fill(RAW, payloads, COLD, &device_of, false);
     let proxy = rig.runtime.block_on(Counting::grpc(&rig.address("FIRESTORE_EMULATOR_HOST")));
     rig.put("FIRESTORE_EMULATOR_HOST", proxy.address());
-    let enrichment = rig.start("enrichment", STREAMS, "");
+    let enrichment = rig.start("enrichment", STREAMS, &[]);
     enrichment.wait_for(OUT, COLD);
     enrichment.stop();
     let reads = proxy.counts().into_iter().find(|(path, _)| path.ends_with("BatchGetDocuments"));
@@ -96,7 +97,7 @@ fn cold(payloads: &[Vec<u8>], order: &str, device_of: fn(usize) -> usize) {
 }
 
 /// Redis dies when half of the messages are through.
-fn killed(payloads: &[Vec<u8>], what: &str, settings: &str) {
+fn killed(payloads: &[Vec<u8>], what: &str, settings: &Settings) {
     let whole = halves(payloads, settings, false);
     let killed = halves(payloads, settings, true);
     let (Some(whole), Some(killed)) = (whole, killed) else { return };
@@ -125,10 +126,10 @@ impl Halves {
     }
 }
 
-fn halves(payloads: &[Vec<u8>], settings: &str, kill: bool) -> Option<Halves> {
+fn halves(payloads: &[Vec<u8>], settings: &Settings, kill: bool) -> Option<Halves> {
     let count = scaled(40_000);
-    let mut rig = Waiting::new("enrichment")?;
-    rig.register(DEVICES);
+    let mut rig = Waiting::new(&["enrichment"])?;
+    rig.register(DEVICES, device);
     rig.bus().create_subscription(READER, ENRICHED, &SubscriptionSettings::default());
     let sent = rig.fill(RAW, payloads, count, &|n| random(n) % DEVICES, false);
     let enrichment = rig.start("enrichment", STREAMS, settings);

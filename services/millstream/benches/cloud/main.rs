@@ -11,9 +11,11 @@
 //! | `situations` | what is lost and doubled when Pub/Sub stands still or ingestion is killed |
 //! | `enrichment` | CPU with all look-ups in Redis; documents read while cold; Redis killed half-way |
 //! | `archive` | Pub/Sub → archive, 10 keys: CPU, objects, size, memory |
+//! | `warehouse` | Pub/Sub → BigQuery in each mode: CPU, rows of a call, memory |
+//! | `requests` | requests to each of Google's services while the whole path runs at 1,000 messages a second |
 //!
 //! `MILLSTREAM_RECORDINGS` names a folder with recordings; without it messages are made up. `MILLSTREAM_BENCH_SCALE`
-//! (default 1) multiplies message counts. Every line that begins with `figure` is for programs: name, value, unit,
+//! (default 1) multiplies message counts. `MILLSTREAM_BENCH_SERVICES` names another folder with the services. Every line that begins with `figure` is for programs: name, value, unit,
 //! between tabs.
 
 #![allow(
@@ -47,20 +49,24 @@ mod process;
 #[allow(dead_code, reason = "the other bench uses all of it")]
 #[path = "../system/publisher.rs"]
 mod publisher;
+mod requests;
 mod site;
 mod situations;
 mod waiting;
+mod warehouse;
 
 /// What builds the services.
 const BUILD: &str = "cargo build --release --workspace --bins --features google";
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let scenarios: [(&str, fn()); 4] = [
+    let scenarios: [(&str, fn()); 6] = [
         ("ingestion", ingestion::run),
         ("situations", situations::run),
         ("enrichment", enrichment::run),
         ("archive", archive::run),
+        ("warehouse", warehouse::run),
+        ("requests", requests::run),
     ];
     for (name, run) in scenarios {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {

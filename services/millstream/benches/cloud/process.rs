@@ -18,9 +18,12 @@ pub(crate) struct Service {
     http: u16,
 }
 
-/// Where the binary of a service lies: beside the program that cargo built for this bench.
+/// Where the binary of a service lies: beside the program that cargo built for this bench, or where one is told.
 fn binary(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_millstream")).with_file_name(name);
+    let path = match std::env::var_os("MILLSTREAM_BENCH_SERVICES") {
+        Some(folder) => Path::new(&folder).join(name),
+        None => Path::new(env!("CARGO_BIN_EXE_millstream")).with_file_name(name),
+    };
     assert!(path.is_file(), "{} is not there; build it: {}", path.display(), crate::BUILD);
     path
 }

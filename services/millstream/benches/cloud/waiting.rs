@@ -3,8 +3,7 @@
 use crate::messages;
 use crate::process::Service;
 use messagepipeline::{IdGenerator, Timestamp};
-use std::path::PathBuf;
-use testkit::rig::{PROJECT, Rig, RigOptions};
+use testkit::rig::{DEVICES, PROJECT, Rig, RigOptions};
 use testkit::servers::{PubSubProject, Publication};
 
 /// Messages of one publish, the most that Pub/Sub takes.
@@ -23,12 +22,13 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// A rig; `None` when a server is missing, which has been said. Only the subscription of `service` is left.
-    pub(crate) fn new(service: &str) -> Option<Self> {
+    /// A rig; `None` when a server is missing, which has been said. Of the subscriptions only those of `services` are
+    /// left.
+    pub(crate) fn new(services: &[&str]) -> Option<Self> {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let rig = runtime.block_on(Rig::start("the bench", RigOptions::default()))?;
-        for other in ["enrichment", "bigquery", "icestore"].into_iter().filter(|name| *name != service) {
+        for other in ["enrichment", "bigquery", "icestore"].iter().filter(|name| !services.contains(name)) {
             rig.bus().delete_subscription(other);
         }
         let environment = rig.environment();
@@ -50,34 +50,31 @@ impl Waiting {
         self.environment.iter().find(|(name, _)| *name == variable).unwrap().1.clone()
     }
 
-    /// Starts `service` with further lines below its own section, and with `streams` streams.
-    pub(crate) fn start(&self, service: &'static str, streams: usize, settings: &str) -> Service {
-        Service::start(service, &self.write(service, streams, settings), &self.environment)
-    }
-
-    fn write(&self, service: &str, streams: usize, settings: &str) -> PathBuf {
-        let text = self
-            .rig
-            .configuration()
-            .to_string()
-            .replace("  pubsub:\n", &format!("  pubsub:\n    streams: {streams}\n"))
-            .replace(&format!("\n{service}:\n"), &format!("\n{service}:\n{settings}"));
+    /// Starts `service` with `streams` streams; `settings` are further lines, each with the line that they stand behind.
+    pub(crate) fn start(&self, service: &'static str, streams: usize, settings: &[(&str, &str)]) -> Service {
+        let mut text = self.rig.configuration().to_string();
+        let streams = format!("    streams: {streams}");
+        for (before, line) in [("  pubsub:", streams.as_str())].iter().chain(settings) {
+            let place = format!("\n{before}\n");
+            assert!(text.contains(&place), "{before:?} in\n{text}");
+            text = text.replace(&place, &format!("{place}{line}\n"));
+        }
         let path = self.rig.folder().join(format!("{service}.yaml"));
         std::fs::write(&path, text).unwrap();
-        path
+        Service::start(service, &path, &self.environment)
     }
 
     /// Devices with what an installation knows about them.
-    pub(crate) fn register(&self, devices: usize) {
+    pub(crate) fn register(&self, devices: usize, name: impl Fn(usize) -> String) {
         let document = |n: usize| {
             let data = serde_json::json!({
                 "client_id": format!("client-{}", n % 7),
                 "location_id": format!("hall-{}", n % 10),
                 "category": "sensor",
             });
-            (device(n), data)
+            (name(n), data)
         };
-        self.rig.firestore.put_documents(PROJECT, testkit::rig::DEVICES, (0..devices).map(document));
+        self.rig.firestore.put_documents(PROJECT, DEVICES, (0..devices).map(document));
     }
 
     /// Publishes `count` messages in the form in which a service before would have: `device_of` tells the device of
