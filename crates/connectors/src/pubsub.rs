@@ -2,7 +2,8 @@
 
 use crate::{ConnectError, Google, PubSubConfig, Window, WireForm};
 use ::pubsub::{
-    Client, ConsumerOptions, LetterReader, Ordering, PubSubOptions, PublisherOptions, SubscriptionSpec, Wire,
+    Client, ConsumerOptions, LetterReader, Ordering, PubSubDeadLetters, PubSubOptions, PubSubPublisher,
+    PublisherOptions, SubscriptionSpec, Wire,
 };
 use messagepipeline::{BoxConsumer, DeadLetters, Publisher};
 use std::sync::Arc;
@@ -68,9 +69,23 @@ impl PubSubBus {
         Ok(())
     }
 
+    /// The service whose subscription is called `name` in the project, with or without the project before it.
+    #[must_use]
+    pub fn service_of<'a>(&'a self, name: &'a str) -> &'a str {
+        let short = |name: &'a str| name.rsplit('/').next().unwrap_or(name);
+        let known = self.config.subscriptions.iter().find(|(_, known)| short(known) == short(name));
+        known.map_or(short(name), |(service, _)| service)
+    }
+
     /// A publisher to `topic`.
     #[must_use]
     pub fn publisher(&self, topic: &str, window: Window) -> Arc<dyn Publisher> {
+        Arc::new(self.republisher(topic, window))
+    }
+
+    /// The same, which can also publish for one service alone what that one gave up.
+    #[must_use]
+    pub fn republisher(&self, topic: &str, window: Window) -> PubSubPublisher {
         let config = &self.config;
         let options = PublisherOptions {
             wire: match config.wire {
@@ -87,7 +102,7 @@ impl PubSubBus {
             deadline: config.publish_timeout.get(),
             ..PublisherOptions::default()
         };
-        Arc::new(self.client.publisher(self.topic(topic), options))
+        self.client.publisher(self.topic(topic), options)
     }
 
     /// A consumer of the subscription of `service`.
@@ -99,6 +114,7 @@ impl PubSubBus {
             streams: self.config.streams as usize,
             lease_extension: self.config.lease_extension.get(),
             max_lease: self.config.max_lease.get(),
+            service: Some(service.to_owned()),
             seed: service_kit::random_seed(),
             ..ConsumerOptions::default()
         };
@@ -108,10 +124,16 @@ impl PubSubBus {
     /// Where stages give messages up.
     #[must_use]
     pub fn dead_letters(&self) -> Arc<dyn DeadLetters> {
-        Arc::new(self.client.dead_letters(&self.config.dead_letters))
+        Arc::new(self.kept_letters())
     }
 
-    /// Looks at what was given up; takes nothing away.
+    /// The same, for who also writes down what a person drops.
+    #[must_use]
+    pub fn kept_letters(&self) -> PubSubDeadLetters {
+        self.client.dead_letters(&self.config.dead_letters)
+    }
+
+    /// Reads what was given up.
     #[must_use]
     pub fn letters(&self) -> LetterReader {
         self.client.letters(&self.config.dead_letters_reader)

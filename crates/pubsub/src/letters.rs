@@ -1,51 +1,30 @@
-//! What lies on a dead letter topic, read without taking it away.
+//! What lies on a dead letter topic: looked at, and taken away record by record.
 
 use crate::client::{Client, Resource, StreamLimits};
-use crate::dead_letters::{ATTEMPTS, DETAIL, ENDED, LETTER, REASON, RECORD, SKIP, STAGE};
 use crate::error::PubSubError;
 use crate::pump::from_vendor;
-use crate::wire::{Decoder, Received, take_fact};
+use crate::records::{Record, RecordKey, read, read_torn};
+use crate::wire::{Decoder, Part, Received};
+use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
+use google_cloud_pubsub::Error as VendorError;
+use google_cloud_pubsub::model::Message as VendorMessage;
+use google_cloud_pubsub::subscriber::ShutdownToken;
 use google_cloud_pubsub::subscriber::handler::Handler;
-use messagepipeline::{Message, MessageId, Skipped, Timestamp};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// Messages between the task that reads and the caller.
 const AHEAD: usize = 256;
 /// Time to connect, beyond what is waited for.
 const CONNECTING: Duration = Duration::from_secs(7);
-/// How long giving everything back may take.
-const GIVE_BACK: Duration = Duration::from_secs(10);
-
-/// A letter as it lies on the topic.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Letter {
-    /// The message as its stage received it.
-    pub message: Message,
-    /// The stage that gave up.
-    pub stage: String,
-    /// Reason word in kebab case.
-    pub reason: String,
-    /// What was wrong, for people.
-    pub detail: String,
-    /// Deliveries until then.
-    pub attempts: u32,
-    /// When it was given up; `None` when that was not said.
-    pub ended: Option<Timestamp>,
-}
-
-/// A record on a dead letter topic.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Record {
-    /// A message given up on.
-    Letter(Box<Letter>),
-    /// A message that a rule ended.
-    Skip(Skipped),
-    /// Something else: what the service itself forwarded by a subscription's dead letter policy, or somebody put there.
-    Foreign(Box<Message>),
-}
+/// How long giving everything back may take, and confirming what is taken away.
+const SETTLING: Duration = Duration::from_secs(10);
+/// Bytes of parts of letters that wait for the others.
+const MAX_OPEN: usize = 256 << 20;
 
 /// How a listing went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +37,10 @@ pub struct Listing {
     pub is_complete: bool,
 }
 
-/// Lists a subscription of a dead letter topic; see [`crate::Client::letters`].
+/// Reads a subscription of a dead letter topic; see [`crate::Client::letters`].
 ///
-/// It takes deliveries, shows them, and gives all back. Another reader sees nothing meanwhile, and the service counts a
-/// delivery for each.
+/// It takes deliveries, shows them, and gives back what was not settled. Another reader sees nothing of it meanwhile, and
+/// the service counts a delivery for each.
 #[derive(Clone, Debug)]
 pub struct LetterReader {
     client: Client,
@@ -73,8 +52,45 @@ impl LetterReader {
         Self { client, subscription }
     }
 
+    /// Begins to read; at most `max` messages are held.
+    ///
+    /// # Errors
+    /// When the client cannot be set up. A subscription that is missing shows with the first record.
+    pub async fn open(&self, max: usize) -> Result<LetterSession, PubSubError> {
+        let limits = StreamLimits {
+            messages: i64::try_from(max).unwrap_or(i64::MAX).max(1),
+            bytes: 0,
+            extension: Duration::from_secs(10),
+            lease: Duration::from_secs(3_600),
+        };
+        let mut stream = self.client.open_stream(&self.subscription, limits).await?;
+        let token = stream.shutdown_token();
+        let (sender, incoming) = mpsc::channel(AHEAD);
+        // Its call must not be dropped while it is open, so it has a task of its own.
+        let reader = tokio::spawn(async move {
+            while let Some(item) = stream.next().await {
+                if sender.send(item).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(LetterSession {
+            subscription: self.subscription.full().to_owned(),
+            incoming,
+            reader,
+            token,
+            decoder: Decoder::default(),
+            held: HashMap::new(),
+            open: HashMap::new(),
+            open_bytes: 0,
+            has_heard: false,
+            is_quiet: false,
+            copies: 0,
+        })
+    }
+
     /// Shows every record once to `show`, at most `max`, until nothing has come for `quiet` (a few seconds: the service
-    /// does not say that it has nothing more).
+    /// does not say that it has nothing more), and gives all back.
     ///
     /// # Errors
     /// When the subscription cannot be read.
@@ -84,101 +100,240 @@ impl LetterReader {
         quiet: Duration,
         mut show: impl FnMut(Record),
     ) -> Result<Listing, PubSubError> {
-        let bound = i64::try_from(max).unwrap_or(i64::MAX).max(1);
-        let limits = StreamLimits {
-            messages: bound,
-            bytes: 0,
-            extension: Duration::from_secs(10),
-            lease: Duration::from_secs(3_600),
-        };
-        let mut stream = self.client.open_stream(&self.subscription, limits).await?;
-        let token = stream.shutdown_token();
-        let (sender, mut incoming) = mpsc::channel(AHEAD);
-        // Its call must not be dropped while it is open, so it has a task of its own.
-        let reader = tokio::spawn(async move {
-            while let Some(item) = stream.next().await {
-                if sender.send(item).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let mut shown = Shown::default();
+        let mut session = self.open(max).await?;
+        let mut records = 0;
         let ended = loop {
-            if shown.held.len() >= max {
+            if records + session.copies >= max {
                 break Ok(false);
             }
-            // The first one comes after names, TLS and a token.
-            let patience = if shown.held.is_empty() { quiet + CONNECTING } else { quiet };
-            match timeout(patience, incoming.recv()).await {
-                Err(_) => break Ok(true),
-                Ok(Some(Ok((message, handler)))) => shown.take(from_vendor(message), handler, &mut show),
-                Ok(Some(Err(error))) => {
-                    break Err(PubSubError::from_vendor(self.subscription.full(), &error));
+            match session.next(quiet).await {
+                Ok(Some(record)) => {
+                    records += 1;
+                    show(record);
                 }
-                Ok(None) => break Err(PubSubError::Closed),
+                Ok(None) => break Ok(true),
+                Err(error) => break Err(error),
             }
         };
-        // The stream ends first: what is given back must not come to it again.
-        reader.abort();
-        let back = Instant::now() + GIVE_BACK;
-        let _ = timeout_at(back, reader).await;
-        drop(incoming);
-        let (records, copies) = (shown.seen.len(), shown.copies);
-        drop(shown);
-        // Without its answer the leases run out by themselves.
-        let _ = timeout_at(back, token.shutdown()).await;
+        let copies = session.copies;
+        // Without an answer to what was given back the leases run out by themselves.
+        let _ = session.close().await;
         ended.map(|is_complete| Listing { records, copies, is_complete })
     }
 }
 
-/// What was shown and is held back until the end.
-#[derive(Default)]
-struct Shown {
+/// Records that are held by a lease until the session is closed; see [`LetterReader::open`]. Whoever drops it, or dies,
+/// leaves everything where it was but for what was settled.
+#[derive(Debug)]
+pub struct LetterSession {
+    subscription: String,
+    incoming: mpsc::Receiver<Result<(VendorMessage, Handler), VendorError>>,
+    reader: JoinHandle<()>,
+    token: ShutdownToken,
     decoder: Decoder,
-    seen: HashSet<(MessageId, String, String)>,
-    held: Vec<Handler>,
+    held: HashMap<RecordKey, Held>,
+    /// Letters of which parts are missing.
+    open: HashMap<RecordKey, Parts>,
+    open_bytes: usize,
+    has_heard: bool,
+    is_quiet: bool,
     copies: usize,
 }
 
-impl Shown {
-    fn take(&mut self, received: Received, handler: Handler, show: &mut impl FnMut(Record)) {
-        let record = read(&mut self.decoder, received);
-        let key = match &record {
-            Record::Letter(letter) => (letter.message.id, letter.stage.clone(), LETTER.to_owned()),
-            Record::Skip(skip) => (skip.id, skip.stage.to_string(), SKIP.to_owned()),
-            Record::Foreign(message) => (message.id, String::new(), String::new()),
-        };
-        self.held.push(handler);
-        if self.seen.insert(key) {
-            show(record);
-        } else {
-            self.copies += 1;
-        }
+/// The deliveries of a record and its copies.
+#[derive(Default)]
+struct Held {
+    leases: Vec<Lease>,
+    /// Pub/Sub's ids of what was settled; the same may come again.
+    settled: HashSet<String>,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("leases", &self.leases.len()).finish_non_exhaustive()
     }
 }
 
-/// What was delivered, as a record.
-fn read(decoder: &mut Decoder, mut received: Received) -> Record {
-    let kind = received.attributes.get(RECORD).cloned();
-    let stage = received.attributes.get(STAGE).cloned();
-    let (Some(kind), Some(stage)) = (kind, stage) else {
-        return Record::Foreign(Box::new(decoder.decode(received).message));
-    };
-    let mut fact = |name| take_fact(&mut received, name);
-    let (reason, detail, attempts, ended) = (fact(REASON), fact(DETAIL), fact(ATTEMPTS), fact(ENDED));
-    fact(RECORD);
-    fact(STAGE);
-    let message = decoder.decode(received).message;
-    let reason = reason.unwrap_or_default();
-    if kind == SKIP {
-        return Record::Skip(Skipped { id: message.id, stage: stage.into(), rule: reason.into() });
+/// Pub/Sub's id of a delivery and what settles it.
+type Lease = (String, Handler);
+
+impl LetterSession {
+    /// The next record, each once; `None` when nothing has come for `quiet`. Letters whose other parts have not come then
+    /// come last, marked as not whole.
+    ///
+    /// # Errors
+    /// When the subscription cannot be read.
+    pub async fn next(&mut self, quiet: Duration) -> Result<Option<Record>, PubSubError> {
+        while !self.is_quiet {
+            // The first one comes after names, TLS and a token.
+            let patience = if self.has_heard { quiet } else { quiet + CONNECTING };
+            match timeout(patience, self.incoming.recv()).await {
+                Err(_) => self.is_quiet = true,
+                Ok(Some(Ok((message, handler)))) => {
+                    self.has_heard = true;
+                    if let Some(record) = self.take(from_vendor(message), handler) {
+                        return Ok(Some(record));
+                    }
+                }
+                Ok(Some(Err(error))) => return Err(PubSubError::from_vendor(&self.subscription, &error)),
+                Ok(None) => return Err(PubSubError::Closed),
+            }
+        }
+        let torn = self.open.keys().next().cloned();
+        Ok(torn.and_then(|key| self.give_up_on(&key)))
     }
-    Record::Letter(Box::new(Letter {
-        message,
-        stage,
-        reason,
-        detail: detail.unwrap_or_default(),
-        attempts: attempts.and_then(|text| text.parse().ok()).unwrap_or(1),
-        ended: ended.and_then(|text| text.parse().ok()),
-    }))
+
+    /// Takes the records of `keys` away, with all their copies that have come.
+    ///
+    /// # Errors
+    /// When the service did not confirm it, which it does only on subscriptions with exactly-once delivery: those records
+    /// may come again.
+    pub async fn settle(&mut self, keys: &[RecordKey]) -> Result<(), PubSubError> {
+        let mut confirmations = Vec::new();
+        for key in keys {
+            let Some(held) = self.held.get_mut(key) else { continue };
+            for (id, handler) in held.leases.drain(..) {
+                held.settled.insert(id);
+                match handler {
+                    Handler::ExactlyOnce(handler) => confirmations.push(handler.confirmed_ack()),
+                    handler => handler.ack(),
+                }
+            }
+        }
+        let count = confirmations.len();
+        let answers = timeout(SETTLING, join_all(confirmations)).await.unwrap_or_default();
+        let confirmed = answers.iter().filter(|answer| answer.is_ok()).count();
+        match count - confirmed {
+            0 => Ok(()),
+            lost => Err(PubSubError::VerdictsLost(format!(
+                "{} did not confirm that {lost} letters were taken away",
+                self.subscription
+            ))),
+        }
+    }
+
+    /// Gives back what was not settled, and waits until the rest has reached the service.
+    ///
+    /// # Errors
+    /// When it did not in time; what was settled may come again.
+    pub async fn close(self) -> Result<(), PubSubError> {
+        let Self { subscription, incoming, reader, token, held, open, .. } = self;
+        let until = Instant::now() + SETTLING;
+        // The stream ends first: what is given back must not come to it again.
+        reader.abort();
+        let _ = timeout_at(until, reader).await;
+        drop((incoming, held, open));
+        let late = |_| PubSubError::VerdictsLost(format!("{subscription} did not take all verdicts in time"));
+        timeout_at(until, token.shutdown()).await.map_err(late)
+    }
+
+    /// A record that is new, whole and was not shown.
+    fn take(&mut self, mut received: Received, handler: Handler) -> Option<Record> {
+        let part = Part::take(&mut received);
+        let lease = (received.message_id.clone(), handler);
+        if let Some(part) = part
+            && let Some(key) = RecordKey::of_letter(&received)
+        {
+            return self.take_part(key, part, received, lease);
+        }
+        let record = read(&mut self.decoder, received);
+        self.hold(record.key(), vec![lease]).then_some(record)
+    }
+
+    fn take_part(&mut self, key: RecordKey, part: Part, received: Received, lease: Lease) -> Option<Record> {
+        if self.held.contains_key(&key) {
+            self.hold(key, vec![lease]);
+            return None;
+        }
+        let bytes = received.data.len();
+        let parts = self.open.entry(key.clone()).or_insert_with(|| Parts::new(part.of, received.clone()));
+        parts.leases.push(lease);
+        if parts.add(part, received.data) {
+            self.open_bytes += bytes;
+        }
+        if parts.is_whole() {
+            let parts = self.close_parts(&key)?;
+            let record = read(&mut self.decoder, parts.joined());
+            self.hold(key, parts.leases);
+            return Some(record);
+        }
+        if self.open_bytes > MAX_OPEN { self.give_up_on(&key) } else { None }
+    }
+
+    fn close_parts(&mut self, key: &RecordKey) -> Option<Parts> {
+        let parts = self.open.remove(key)?;
+        self.open_bytes = self.open_bytes.saturating_sub(parts.bytes());
+        Some(parts)
+    }
+
+    /// The letter `key` as far as it has come.
+    fn give_up_on(&mut self, key: &RecordKey) -> Option<Record> {
+        let parts = self.close_parts(key)?;
+        let record = read_torn(&mut self.decoder, parts.head);
+        self.hold(key.clone(), parts.leases);
+        Some(record)
+    }
+
+    /// Keeps deliveries until the end; whether they are the first ones of their record. What was settled and comes once
+    /// more is settled once more; what is put there anew is not.
+    fn hold(&mut self, key: RecordKey, leases: Vec<Lease>) -> bool {
+        let is_first = !self.held.contains_key(&key);
+        self.copies += usize::from(!is_first);
+        let held = self.held.entry(key).or_default();
+        for (id, handler) in leases {
+            if held.settled.contains(&id) {
+                handler.ack();
+            } else {
+                held.leases.push((id, handler));
+            }
+        }
+        is_first
+    }
+}
+
+/// The parts of a letter that have come.
+struct Parts {
+    /// One of them, for its attributes.
+    head: Received,
+    bodies: Vec<Option<Bytes>>,
+    leases: Vec<Lease>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("of", &self.bodies.len()).finish_non_exhaustive()
+    }
+}
+
+impl Parts {
+    fn new(of: usize, head: Received) -> Self {
+        Self { head: Received { data: Bytes::new(), ..head }, bodies: vec![None; of], leases: Vec::new() }
+    }
+
+    /// Whether `body` was missing.
+    fn add(&mut self, part: Part, body: Bytes) -> bool {
+        let missing = (self.bodies.len() == part.of)
+            .then(|| self.bodies.get_mut(part.number - 1))
+            .flatten()
+            .filter(|place| place.is_none());
+        missing.is_some_and(|place| {
+            *place = Some(body);
+            true
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.bodies.iter().flatten().map(Bytes::len).sum()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.bodies.iter().all(Option::is_some)
+    }
+
+    /// The letter as it would be in one piece.
+    fn joined(&self) -> Received {
+        let mut data = BytesMut::with_capacity(self.bytes());
+        self.bodies.iter().flatten().for_each(|body| data.extend_from_slice(body));
+        Received { data: data.freeze(), ..self.head.clone() }
+    }
 }

@@ -37,6 +37,9 @@ pub struct ConsumerOptions {
     /// A stream on which nothing came for so long, while nothing is held, is opened anew on a new connection: the only
     /// remedy for a connection that a gateway forgot. Default five minutes.
     pub max_silence: Duration,
+    /// The service that consumes. Dead letters of other services that are retried over the same topic
+    /// ([`crate::PubSubPublisher::publish_again`]) are acknowledged unread; `None` takes them all. Default `None`.
+    pub service: Option<String>,
     /// How long `close` waits for verdicts to reach the service. Default 10 s.
     pub close_deadline: Duration,
     /// Seed of the jitter between attempts to open a stream; another one in each replica.
@@ -53,6 +56,7 @@ impl Default for ConsumerOptions {
             min_ack_extension: Duration::from_secs(10),
             streams: 4,
             max_silence: Duration::from_secs(300),
+            service: None,
             close_deadline: Duration::from_secs(10),
             seed: 0,
         }

@@ -3,8 +3,8 @@
 use crate::budget::{Budget, Share};
 use crate::client::{Client, Resource};
 use crate::error::PubSubError;
-use crate::options::{Ordering, PublisherOptions};
-use crate::wire::{Fact, MAX_MESSAGE, encode};
+use crate::options::{Ordering, PublisherOptions, Wire};
+use crate::wire::{Encoded, Fact, MAX_MESSAGE, PART, Part, RETRIED_FOR, encode};
 use futures_util::future::BoxFuture;
 use google_cloud_pubsub::client::Publisher as VendorPublisher;
 use google_cloud_pubsub::error::PublishError;
@@ -68,7 +68,7 @@ impl PubSubPublisher {
     /// Publishes `messages`, each with its facts. The work goes on when the future is dropped, because the client
     /// holds the messages until it has an answer; until then they keep their room.
     pub(crate) async fn publish_with(&self, messages: Vec<Entry>) -> BatchOutcome {
-        let weight = messages.iter().map(|(message, _)| message.weight()).sum();
+        let weight = messages.iter().map(Entry::weight).sum();
         let ordered = self.0.options.ordering != Ordering::None;
         let turn = if ordered { Arc::clone(&self.0.turn).acquire_owned().await.ok() } else { None };
         let Some(share) = self.0.budget.take(messages.len(), weight).await else {
@@ -86,12 +86,50 @@ impl PubSubPublisher {
 
 /// A fact that a message carries beside its own: a name and its value.
 pub(crate) type OwnedFact = (&'static str, String);
-/// A message with its facts.
-pub(crate) type Entry = (Message, Vec<OwnedFact>);
+
+/// A message with its facts, or a part of it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) message: Message,
+    pub(crate) facts: Vec<OwnedFact>,
+    /// `None` for the whole message.
+    pub(crate) part: Option<Part>,
+}
+
+impl Entry {
+    pub(crate) fn new(message: Message, facts: Vec<OwnedFact>) -> Self {
+        Self { message, facts, part: None }
+    }
+
+    /// As it goes over the wire.
+    pub(crate) fn encoded(&self, wire: Wire) -> Encoded {
+        let mut facts: Vec<Fact<'_>> =
+            self.facts.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let Some(part) = self.part else { return encode(&self.message, wire, &facts) };
+        let text = part.text();
+        facts.push((PART, &text));
+        let mut encoded = encode(&self.message, wire, &facts);
+        encoded.data = part.of_body(&encoded.data);
+        encoded
+    }
+
+    fn weight(&self) -> usize {
+        self.message.weight() / self.part.map_or(1, |part| part.of)
+    }
+}
+
+impl PubSubPublisher {
+    /// Publishes again what `service` gave up: other consumers of the topic that know their service
+    /// ([`crate::ConsumerOptions::service`]) acknowledge it unread, for they have had it.
+    pub async fn publish_again(&self, messages: Vec<Message>, service: &str) -> BatchOutcome {
+        let entry = |message| Entry::new(message, vec![(RETRIED_FOR, service.to_owned())]);
+        self.publish_with(messages.into_iter().map(entry).collect()).await
+    }
+}
 
 impl Publisher for PubSubPublisher {
     fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, BatchOutcome> {
-        let messages = messages.into_iter().map(|message| (message, Vec::new())).collect();
+        let messages = messages.into_iter().map(|message| Entry::new(message, Vec::new())).collect();
         Box::pin(self.publish_with(messages))
     }
 }
@@ -114,20 +152,19 @@ impl Inner {
         self.repeat_alone(&messages, &mut outcomes).await;
         let done = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         self.published.increment(done as u64);
-        summarise(messages.iter().map(|(message, _)| message), outcomes)
+        summarise(messages.iter().map(|entry| &entry.message), outcomes)
     }
 
     /// The message as the client takes it.
-    fn encode(&self, (message, facts): &Entry) -> Result<VendorMessage, PubSubError> {
-        let facts: Vec<Fact<'_>> = facts.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let encoded = encode(message, self.options.wire, &facts);
+    fn encode(&self, entry: &Entry) -> Result<VendorMessage, PubSubError> {
+        let encoded = entry.encoded(self.options.wire);
         let bytes = encoded.size();
         if bytes > MAX_MESSAGE {
             return Err(PubSubError::TooLarge { bytes, limit: MAX_MESSAGE });
         }
         let mut made = VendorMessage::new().set_data(encoded.data);
         made.attributes = encoded.attributes;
-        made.ordering_key = self.key(message).unwrap_or_default();
+        made.ordering_key = self.key(&entry.message).unwrap_or_default();
         Ok(made)
     }
 
@@ -173,7 +210,7 @@ impl Inner {
     /// After a failure the client refuses a key until it is told to go on.
     fn resume(&self, vendor: &VendorPublisher, messages: &[Entry], outcomes: &[Outcome]) {
         let failed = messages.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_err());
-        let keys: HashSet<_> = failed.filter_map(|((message, _), _)| self.key(message)).collect();
+        let keys: HashSet<_> = failed.filter_map(|(entry, _)| self.key(&entry.message)).collect();
         for key in keys {
             vendor.resume_publish(key);
         }
@@ -212,7 +249,7 @@ impl Inner {
             }
             let this = matches!(error, PubSubError::Invalid { .. } | PubSubError::KeyPaused);
             let first =
-                self.key(&messages[*at].0).map_or(this, |key| *first_of_key.entry(key).or_insert(this));
+                self.key(&messages[*at].message).map_or(this, |key| *first_of_key.entry(key).or_insert(this));
             this && first
         };
         (0..outcomes.len()).filter(|at| is_repeatable(at)).collect()
@@ -230,7 +267,7 @@ impl Inner {
         let until = Instant::now() + self.options.deadline;
         let mut held = HashSet::new();
         for at in repeated {
-            let key = self.key(&messages[*at].0).unwrap_or_default();
+            let key = self.key(&messages[*at].message).unwrap_or_default();
             if held.contains(&key) || Instant::now() >= until {
                 outcomes[*at] = Err(PubSubError::KeyPaused);
                 continue;

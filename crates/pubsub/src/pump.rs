@@ -7,7 +7,7 @@ use crate::client::{Client, Resource, StreamLimits};
 use crate::consumer::{Queued, Shared};
 use crate::error::PubSubError;
 use crate::options::ConsumerOptions;
-use crate::wire::{Decoder, Received};
+use crate::wire::{Decoder, RETRIED_FOR, Received};
 use futures_util::{Stream, StreamExt, stream};
 use google_cloud_pubsub::model::Message as VendorMessage;
 use google_cloud_pubsub::subscriber::MessageStream;
@@ -122,8 +122,18 @@ impl Pump {
         for item in chunk {
             match item {
                 Ok((message, handler)) => {
-                    let decoded = self.decoder.decode(from_vendor(message));
+                    let mut delivered = from_vendor(message);
+                    let retried_for = delivered.attributes.remove(RETRIED_FOR);
+                    if retried_for.as_ref().is_some_and(|service| self.is_for_another(service)) {
+                        handler.ack();
+                        continue;
+                    }
+                    let mut decoded = self.decoder.decode(delivered);
                     damaged += u64::from(decoded.is_damaged);
+                    if retried_for.is_some() {
+                        // It may be there already, though Pub/Sub counts its deliveries from one again.
+                        decoded.message.attempt = 2;
+                    }
                     queued.push(Queued { message: decoded.message, handler, received });
                 }
                 Err(error) => failure = Some(PubSubError::from_vendor(self.subscription.full(), &error)),
@@ -138,6 +148,10 @@ impl Pump {
         }
         self.shared.arrived(queued);
         failure.map_or(Ok(()), |error| Err(error.of_a_stream()))
+    }
+
+    fn is_for_another(&self, service: &str) -> bool {
+        self.options.service.as_ref().is_some_and(|own| own != service)
     }
 
     fn report(&self, error: PubSubError) {

@@ -8,6 +8,7 @@
 //! | `millstream_time` | when Millstream first received it, RFC 3339 in UTC |
 //! | `millstream_enrichment` | looked-up data, a JSON object; absent when there is none |
 //! | `millstream_again` | `1` where whoever published it had it delivered before, so that it may be there already |
+//! | `millstream_retried_for` | the one service that it is for, which had given it up; absent but for dead letters retried |
 //! | all others | the message's own attributes under their own names |
 //!
 //! A value longer than Pub/Sub allows goes on in `NAME;1`, `NAME;2` and so on.
@@ -20,6 +21,9 @@
 //! Pub/Sub's. Nothing is ever guessed from the body.
 
 mod document;
+mod part;
+
+pub(crate) use part::{PART, Part, parts_for};
 
 use crate::options::Wire;
 use bytes::Bytes;
@@ -32,7 +36,9 @@ pub(crate) const ID: &str = "millstream_id";
 const TIME: &str = "millstream_time";
 const ENRICHMENT: &str = "millstream_enrichment";
 const AGAIN: &str = "millstream_again";
-const CONTENT_TYPE: &str = "content-type";
+/// The service that a person had it published again for, after that one gave it up.
+pub(crate) const RETRIED_FOR: &str = "millstream_retried_for";
+pub(crate) const CONTENT_TYPE: &str = "content-type";
 const DOCUMENT: &str = "application/vnd.millstream.message+json";
 /// Between a name and the number of a further piece of its value.
 const PIECE: char = ';';

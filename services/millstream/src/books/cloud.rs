@@ -134,6 +134,8 @@ async fn ids_in(reader: &GcsReader, name: &str) -> Result<Vec<MessageId>, StageE
 struct Ended {
     ids: BTreeMap<String, Vec<MessageId>>,
     letters: BTreeMap<(String, String), u64>,
+    /// Letters that a person dropped, which are in `letters` no more.
+    dropped: BTreeMap<(String, String), u64>,
     skips: BTreeMap<String, u64>,
 }
 
@@ -148,6 +150,10 @@ impl Ended {
         }
         for (key, count) in other.letters {
             let known = self.letters.entry(key).or_default();
+            *known = count.max(*known);
+        }
+        for (key, count) in other.dropped {
+            let known = self.dropped.entry(key).or_default();
             *known = count.max(*known);
         }
         for (stage, count) in other.skips {
@@ -204,8 +210,12 @@ impl CloudBooks {
                 ended.ids.entry(skip.stage.to_string()).or_default().push(skip.id);
                 *ended.skips.entry(skip.stage.into_owned()).or_default() += 1;
             }
-            Record::Foreign(message) => {
-                ended.ids.entry(FORWARDED.to_owned()).or_default().push(message.id);
+            Record::Drop(drop) => {
+                ended.ids.entry(drop.stage.clone()).or_default().push(drop.id);
+                *ended.dropped.entry((drop.stage, drop.reason)).or_default() += 1;
+            }
+            Record::Foreign(foreign) => {
+                ended.ids.entry(FORWARDED.to_owned()).or_default().push(foreign.message.id);
                 let key = (FORWARDED.to_owned(), "max-delivery-attempts".to_owned());
                 *ended.letters.entry(key).or_default() += 1;
             }
@@ -217,6 +227,7 @@ impl CloudBooks {
         }
         for ids in ended.ids.values_mut() {
             ids.sort_unstable();
+            ids.dedup();
         }
         Ok(ended)
     }
@@ -289,8 +300,17 @@ impl CloudBooks {
                 PendingLine { place: format!("before {stage}"), count: found.digest(set).count }
             });
         let count = |stage: &str| ended.skips.get(stage).copied().unwrap_or_default();
+        let mut letters = BTreeMap::<_, (u64, u64)>::new();
+        for (key, count) in &ended.letters {
+            letters.entry(key).or_default().0 += count;
+        }
+        for (key, count) in &ended.dropped {
+            let (all, dropped) = letters.entry(key).or_default();
+            *all += count;
+            *dropped += count;
+        }
         let dead = |stage: &str| {
-            ended.letters.iter().filter(|((of, _), _)| of == stage).map(|(_, count)| count).sum::<u64>()
+            letters.iter().filter(|((of, _), _)| of == stage).map(|(_, (count, _))| count).sum::<u64>()
         };
         let stage = |name: &str, out: u64| {
             let (skipped, dead_lettered) = (count(name), dead(name));
@@ -298,11 +318,11 @@ impl CloudBooks {
             StageLine { name: name.to_owned(), input, out, skipped, dead_lettered, redelivered: 0 }
         };
         let raw = found.digest(Set::Raw).count;
-        let letters = ended.letters.iter().map(|((stage, reason), count)| DeadLetterLine {
+        let lines_of_letters = letters.iter().map(|((stage, reason), (count, dropped))| DeadLetterLine {
             stage: stage.clone(),
             reason: reason.clone(),
             count: *count,
-            dropped: 0,
+            dropped: *dropped,
         });
         Report {
             balanced: found.unaccounted_count == 0,
@@ -332,7 +352,7 @@ impl CloudBooks {
                 removed_objects: 0,
                 removed_lines: 0,
             },
-            dead_letters: letters.collect(),
+            dead_letters: lines_of_letters.collect(),
             pending: pending.to_vec(),
             pending_messages: found.pending,
             disagreements: found.disagreements,

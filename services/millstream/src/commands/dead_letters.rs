@@ -1,10 +1,13 @@
 //! `millstream dead-letters list|show|retry|drop`.
 
+#[cfg(feature = "google")]
+mod cloud;
 mod print;
 mod work;
 
 use super::stored;
 use crate::cli::{Common, DeadLettersCommand, LetterSelection};
+use crate::config::Config;
 use crate::output::{Failure, print, print_bytes, say};
 use connectors::BusKind;
 use embedded::bus::{BusReader, LetterFilter, StoredLetter};
@@ -14,18 +17,22 @@ use service_kit::config::Duration;
 
 /// Letters read at once; each may hold a payload of a megabyte.
 const PAGE: usize = 32;
-/// Those that give messages up.
-const STAGES: [&str; 4] =
-    [ingestion_service::STAGE, enrichment_service::STAGE, bigquery_service::STAGE, icestore_service::STAGE];
+/// Stands for the stage of what no stage of ours put among the dead letters of Pub/Sub.
+const PUBSUB: &str = "pubsub";
+/// Those that give messages up; the last two on Pub/Sub only.
+const STAGES: [&str; 6] = [
+    ingestion_service::STAGE,
+    enrichment_service::STAGE,
+    bigquery_service::STAGE,
+    icestore_service::STAGE,
+    ingestion_service::FORWARD,
+    PUBSUB,
+];
 
 pub(super) fn run(common: &Common, command: DeadLettersCommand) -> Result<Exit, Failure> {
-    let bus = super::configuration(common)?.value.bus;
-    if bus.kind == BusKind::Pubsub {
-        return Err(Failure::usage(format!(
-            "dead letters lie on Pub/Sub's topic `{}` (bus.kind: pubsub): `millstream books` counts them, `gcloud pubsub \
-             subscriptions pull {}` shows them",
-            bus.pubsub.dead_letters, bus.pubsub.dead_letters_reader
-        )));
+    let config = super::configuration(common)?.value;
+    if config.bus.kind == BusKind::Pubsub {
+        return in_the_cloud(&config, command);
     }
     match command {
         DeadLettersCommand::List { selection, state, limit, json } => {
@@ -41,6 +48,16 @@ pub(super) fn run(common: &Common, command: DeadLettersCommand) -> Result<Exit, 
         DeadLettersCommand::Retry(arguments) => work::retry(common, &arguments),
         DeadLettersCommand::Drop { letters, why } => work::drop_letters(common, &letters, why),
     }
+}
+
+#[cfg(feature = "google")]
+fn in_the_cloud(config: &Config, command: DeadLettersCommand) -> Result<Exit, Failure> {
+    cloud::run(config, command)
+}
+
+#[cfg(not(feature = "google"))]
+fn in_the_cloud(_: &Config, _: DeadLettersCommand) -> Result<Exit, Failure> {
+    Err(super::without_google("bus.kind: pubsub"))
 }
 
 /// What the flags select, in any state.
@@ -90,13 +107,18 @@ fn list(bus: &BusReader, filter: &LetterFilter, limit: usize, json: bool) -> Res
         shown += letters.len();
         let mut text = String::new();
         for letter in &letters {
-            text.push_str(&if json { print::as_json_line(letter) } else { print::as_line(letter) });
-            text.push('\n');
+            text.push_str(&line(letter, json));
         }
         print(&text)?;
     }
     say(&format!("{shown} of {} dead letters", bus.count_dead_letters(filter)?));
     Ok(Exit::Done)
+}
+
+fn line(letter: &StoredLetter, json: bool) -> String {
+    let mut line = if json { print::as_json_line(letter) } else { print::as_line(letter) };
+    line.push('\n');
+    line
 }
 
 fn show(bus: &BusReader, id: &str, stage: Option<&str>, payload: bool, json: bool) -> Result<Exit, Failure> {
@@ -118,9 +140,13 @@ fn show(bus: &BusReader, id: &str, stage: Option<&str>, payload: bool, json: boo
         return Ok(Exit::Done);
     }
     for letter in &letters {
-        print(&if json { format!("{}\n", print::as_json_line(letter)) } else { print::as_page(letter) })?;
+        print_all(letter, json)?;
     }
     Ok(Exit::Done)
+}
+
+fn print_all(letter: &StoredLetter, json: bool) -> Result<(), Failure> {
+    Ok(print(&if json { format!("{}\n", print::as_json_line(letter)) } else { print::as_page(letter) })?)
 }
 
 #[cfg(test)]

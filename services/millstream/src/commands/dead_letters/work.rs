@@ -28,10 +28,20 @@ pub(super) fn retry(common: &Common, letters: &LetterWork) -> Result<Exit, Failu
 }
 
 pub(super) fn drop_letters(common: &Common, letters: &LetterWork, why: String) -> Result<Exit, Failure> {
+    check_reason(&why)?;
+    work(common, letters, Operation::Drop, Some(why))
+}
+
+pub(super) fn check_reason(why: &str) -> Result<(), Failure> {
     if why.trim().is_empty() {
         return Err(Failure::usage("--why is empty: say why these letters are not wanted any more"));
     }
-    work(common, letters, Operation::Drop, Some(why))
+    Ok(())
+}
+
+/// What became of letters, in a word.
+pub(super) fn past(operation: Operation) -> &'static str {
+    if operation == Operation::Retry { "retried" } else { "dropped" }
 }
 
 fn work(
@@ -46,7 +56,7 @@ fn work(
     let absent = say_absent(&bus, &filter)?;
     let dead = LetterFilter { state: Some("dead".to_owned()), ..filter.clone() };
     let found = bus.count_dead_letters(&dead)?;
-    let past = if operation == Operation::Retry { "retried" } else { "dropped" };
+    let past = past(operation);
     if letters.dry_run {
         print(&format!("{found} dead letters would be {past}\n"))?;
         return Ok(if absent { Exit::Failed } else { Exit::Done });
@@ -66,7 +76,7 @@ fn work(
 }
 
 /// What the arguments select. Everything must be asked for.
-fn selected(letters: &LetterWork) -> Result<LetterFilter, Failure> {
+pub(super) fn selected(letters: &LetterWork) -> Result<LetterFilter, Failure> {
     let mut filter = filter(&letters.selection)?;
     for id in &letters.ids {
         filter.ids.push(message_id(id)?);
@@ -95,13 +105,21 @@ fn say_absent(bus: &BusReader, filter: &LetterFilter) -> Result<bool, Failure> {
 }
 
 #[derive(Default)]
-struct Sums {
-    done: u64,
-    refused: u64,
+pub(super) struct Sums {
+    pub(super) done: u64,
+    pub(super) refused: u64,
 }
 
 impl Sums {
-    fn explain(&self, failure: Failure, past: &str) -> Failure {
+    /// Letters that could not be worked on: stage, id and why.
+    pub(super) fn refuse(&mut self, stage: &str, id: &str, why: &str) {
+        self.refused += 1;
+        if self.refused <= NAMED as u64 {
+            say(&format!("{id} of {stage}: {why}"));
+        }
+    }
+
+    pub(super) fn explain(&self, failure: Failure, past: &str) -> Failure {
         let message = format!(
             "{} ({} were {past} before that; the same command goes on with the rest)",
             failure.message, self.done
@@ -115,10 +133,7 @@ fn go_through(desk: &Desk, request: &mut Request, sums: &mut Sums) -> Result<(),
         let answer = desk.ask(request).map_err(Failure::failed)?;
         sums.done += answer.done;
         for (stage, id, why) in answer.refused {
-            sums.refused += 1;
-            if sums.refused <= NAMED as u64 {
-                say(&format!("{id} of {stage}: {why}"));
-            }
+            sums.refuse(&stage, &id, &why);
         }
         if answer.next.is_none() {
             return Ok(());
@@ -129,7 +144,7 @@ fn go_through(desk: &Desk, request: &mut Request, sums: &mut Sums) -> Result<(),
 
 /// Who types.
 #[expect(clippy::disallowed_methods, reason = "the record names the person at the terminal, not a setting")]
-fn operator() -> String {
+pub(super) fn operator() -> String {
     let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     user.filter(|name| !name.is_empty())
         .unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()))
@@ -194,6 +209,19 @@ impl Desk {
 
 /// Ingestion's rules as the configuration has them now, over the topics that the bus has.
 fn ingest(config: &Config, queue: &LetterQueue) -> Result<ingestion_service::Ingest, Failure> {
+    ingest_over(config, |topic| {
+        let publisher = queue.publisher(topic, config.bus.max_size.bytes()).ok_or_else(|| {
+            Failure::failed(format!("the bus has no topic {topic} yet; start `millstream up` and try again"))
+        })?;
+        Ok(Arc::new(publisher))
+    })
+}
+
+/// The same over what `publisher` makes for each topic.
+pub(super) fn ingest_over(
+    config: &Config,
+    publisher: impl Fn(&str) -> Result<Arc<dyn Publisher>, Failure>,
+) -> Result<ingestion_service::Ingest, Failure> {
     let wrong = |mistakes: Vec<_>| {
         let text: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         Failure::failed(format!("ingestion: {}; `millstream check` says where", text.join("; ")))
@@ -201,10 +229,7 @@ fn ingest(config: &Config, queue: &LetterQueue) -> Result<ingestion_service::Ing
     let plan = ingestion_service::Plan::new(&config.ingestion, &[RAW]).map_err(wrong)?;
     let mut publishers: BTreeMap<String, Arc<dyn Publisher>> = BTreeMap::new();
     for topic in plan.topics() {
-        let publisher = queue.publisher(topic, config.bus.max_size.bytes()).ok_or_else(|| {
-            Failure::failed(format!("the bus has no topic {topic} yet; start `millstream up` and try again"))
-        })?;
-        publishers.insert(topic.clone(), Arc::new(publisher));
+        publishers.insert(topic.clone(), publisher(topic)?);
     }
     plan.ingest(publishers).map_err(wrong)
 }
