@@ -31,6 +31,8 @@ struct Shared {
     delay: AtomicU64,
     /// Whether what the server says is dropped.
     mute: AtomicBool,
+    /// Pieces of what the server said that were dropped.
+    lost: AtomicU64,
     /// How the connections that are open are to end; a change ends them.
     end: watch::Sender<End>,
 }
@@ -55,6 +57,7 @@ impl Proxy {
             target: Mutex::new(Some(target.into())),
             delay: AtomicU64::new(0),
             mute: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
             end: watch::Sender::new(End::Closed),
         });
         let listener = tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -95,10 +98,25 @@ impl Proxy {
         self.shared.mute.store(true, Ordering::SeqCst);
     }
 
+    /// How many pieces of what the server said were lost until now.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::SeqCst)
+    }
+
     /// Closes all connections and every new one, until [`let_in`](Self::let_in).
     pub fn turn_away(&self) -> usize {
         *self.shared.target.lock() = None;
         self.cut()
+    }
+
+    /// Where connections lead.
+    ///
+    /// # Panics
+    /// While everybody is turned away.
+    #[must_use]
+    pub fn target(&self) -> String {
+        self.shared.target.lock().clone().expect("a target")
     }
 
     /// Takes connections, again or from now on to `target`.
@@ -168,7 +186,9 @@ async fn pass(
             tokio::time::sleep(delay).await;
         }
         lost |= is_reply && shared.mute.load(Ordering::SeqCst);
-        if !lost {
+        if lost {
+            shared.lost.fetch_add(1, Ordering::SeqCst);
+        } else {
             to.write_all(&piece[..count]).await?;
         }
     }
@@ -210,6 +230,9 @@ mod tests {
         proxy.lose_replies();
         client.write_all(b"two").await.unwrap();
         while taken.load(Ordering::SeqCst) < 6 {
+            tokio::task::yield_now().await;
+        }
+        while proxy.lost() == 0 {
             tokio::task::yield_now().await;
         }
         assert_eq!(proxy.reset(), 1);

@@ -1,18 +1,18 @@
 //! Connections to Pub/Sub and BigQuery that are cut, reset, delayed and turned away, and answers that are lost.
 
-use crate::common::{bag, lines_of, small_recording};
+use crate::common::{bag, lines_of, small_recording, until};
 use crate::installation::Installation;
 use crate::random::Random;
 use crate::unavailable::Unavailable;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 use testkit::proxy::Proxy;
 use testkit::rig::RigOptions;
 
 const MESSAGES: usize = 6_000;
-const RATE: &str = "400/s";
+const RATE: &str = "300/s";
 const REPLICAS: usize = 2;
 
 fn random(test: &str) -> Random {
@@ -44,6 +44,49 @@ fn conclude(test: &str, installation: &mut Installation, file: &Path) -> Value {
     report
 }
 
+/// What happens to connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    Cut,
+    Reset,
+    Delay,
+    TurnAway,
+    /// The server takes what it is sent, and its answers are lost.
+    LoseReplies,
+}
+
+impl Fault {
+    /// Answers how many connections it met. With `waits` it goes on until it has met some traffic.
+    fn strike(self, proxy: &Proxy, random: &mut Random, waits: bool) -> usize {
+        match self {
+            Self::Cut => proxy.cut(),
+            Self::Reset => proxy.reset(),
+            Self::Delay => {
+                proxy.delay(Duration::from_millis(50 + random.below(250) as u64));
+                pause(random, 2_000);
+                proxy.delay(Duration::ZERO);
+                proxy.cut()
+            }
+            Self::TurnAway => {
+                let target = proxy.target();
+                let met = proxy.turn_away();
+                pause(random, 2_000);
+                proxy.let_in(target);
+                met
+            }
+            Self::LoseReplies => {
+                let before = proxy.lost();
+                proxy.lose_replies();
+                match waits {
+                    true => until("an answer is lost", || proxy.lost() > before),
+                    false => pause(random, 1_000),
+                }
+                proxy.reset()
+            }
+        }
+    }
+}
+
 /// Publishers and consumers of all services, two replicas of each. A message whose publish was answered and whose answer
 /// was lost is on its topic twice, under one id, and its copies may go to two replicas of a sink.
 #[test]
@@ -54,44 +97,24 @@ fn connections_to_pubsub_that_break_and_answers_that_are_lost_lose_no_message() 
     let file = small_recording(installation.rig.folder(), "fleet.ndjson", MESSAGES, 60);
     let proxy = installation.lead_through_proxy("PUBSUB_EMULATOR_HOST");
     installation.start_all(REPLICAS);
-    let mut met = [0; 5];
+    let faults = [Fault::LoseReplies, Fault::Cut, Fault::TurnAway, Fault::Reset, Fault::Delay];
+    let mut met = BTreeMap::new();
     installation.during_feed(&file, RATE, |installation, is_fed| {
-        while !is_fed() || met.contains(&0) {
-            let kind = random.below(met.len());
-            met[kind] += disturb(&proxy, kind, &mut random, &installation.rig.pubsub.address());
+        for round in 0.. {
+            let is_first = round < faults.len();
+            if !is_first && is_fed() {
+                return;
+            }
+            let fault = faults[if is_first { round } else { random.below(faults.len()) }];
+            *met.entry(fault).or_insert(0) += fault.strike(&proxy, &mut random, is_first);
             for service in ["enrichment", "bigquery", "icestore"] {
                 installation.forget_reader(service);
             }
             pause(&mut random, 2_000);
         }
     });
-    eprintln!("{test}: connections that were cut, reset, delayed, turned away, lost answers: {met:?}");
+    eprintln!("{test}: connections that were met: {met:?}, {} answers lost", proxy.lost());
     conclude(test, &mut installation, &file);
-}
-
-/// One fault of the given kind; answers how many connections it met.
-fn disturb(proxy: &Proxy, kind: usize, random: &mut Random, target: &str) -> usize {
-    match kind {
-        0 => proxy.cut(),
-        1 => proxy.reset(),
-        2 => {
-            proxy.delay(Duration::from_millis(50 + random.below(250) as u64));
-            pause(random, 2_000);
-            proxy.delay(Duration::ZERO);
-            proxy.cut()
-        }
-        3 => {
-            let met = proxy.turn_away();
-            pause(random, 2_000);
-            proxy.let_in(target);
-            met
-        }
-        _ => {
-            proxy.lose_replies();
-            pause(random, 1_000);
-            proxy.reset()
-        }
-    }
 }
 
 #[test]
@@ -109,38 +132,45 @@ fn disturb_bigquery(test: &str, mode: &'static str) {
     let mut random = random(test);
     let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
     let file = small_recording(installation.rig.folder(), "fleet.ndjson", MESSAGES, 60);
-    installation.settings.insert("bigquery", "  batch: {count: 200}\n".to_owned());
+    installation.settings.insert("bigquery", "  batch: {count: 100}\n".to_owned());
     installation.bigquery_mode = mode;
-    let variables = ["BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST"];
-    let targets = variables.map(|variable| installation.address(variable));
-    let [rest, storage] = variables.map(|variable| installation.lead_through_proxy(variable));
+    let [rest, storage] = ["BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST"]
+        .map(|variable| installation.lead_through_proxy(variable));
     let unavailable = installation.block_on(Unavailable::start());
     installation.start_all(REPLICAS);
-    let mut met = [0; 4];
+    let faults = [Fault::LoseReplies, Fault::Cut, Fault::Reset];
+    let mut met = BTreeMap::new();
     installation.during_feed(&file, RATE, |_, is_fed| {
-        while !is_fed() || met.contains(&0) {
-            let kind = random.below(met.len());
-            if kind == 3 {
-                for proxy in [&rest, &storage] {
-                    proxy.let_in(unavailable.address());
-                    met[kind] += proxy.cut();
-                }
-                pause(&mut random, 3_000);
-                rest.let_in(&*targets[0]);
-                storage.let_in(&*targets[1]);
-                (rest.cut(), storage.cut());
-            } else {
-                // Cut, reset, and what was taken and not answered.
-                met[kind] += disturb(&storage, [0, 1, 4][kind], &mut random, &targets[1]);
+        answer_errors(&[&rest, &storage], &unavailable);
+        for round in 0.. {
+            let is_first = round < faults.len();
+            if !is_first && is_fed() {
+                return;
             }
+            let fault = faults[if is_first { round } else { random.below(faults.len()) }];
+            *met.entry(fault).or_insert(0) += fault.strike(&storage, &mut random, is_first);
             pause(&mut random, 2_000);
         }
     });
-    let answers = unavailable.answers();
     eprintln!(
-        "{test}: connections that were cut, reset, lost answers, sent to who is unavailable: {met:?}; {answers} errors"
+        "{test}: {} requests were answered with an error; connections that were met: {met:?}, {} answers lost",
+        unavailable.answers(),
+        storage.lost()
     );
-    assert!(answers > 0, "nobody was told that BigQuery is unavailable");
     let report = conclude(test, &mut installation, &file);
     assert_eq!(report["archive"]["copies"], 0);
+}
+
+/// Everything is answered with an error, until some requests were.
+fn answer_errors(proxies: &[&Proxy], unavailable: &Unavailable) {
+    let targets: Vec<_> = proxies.iter().map(|proxy| proxy.target()).collect();
+    for proxy in proxies {
+        proxy.let_in(unavailable.address());
+        proxy.cut();
+    }
+    until("some requests are answered with an error", || unavailable.answers() >= 5);
+    for (proxy, target) in proxies.iter().zip(targets) {
+        proxy.let_in(target);
+        proxy.cut();
+    }
 }

@@ -91,12 +91,6 @@ impl Installation {
         self.rig.folder().join(format!("data-{replica}"))
     }
 
-    /// The address of an emulator, by its variable.
-    pub(crate) fn address(&self, variable: &str) -> String {
-        let (_, address) = self.environment.iter().find(|(name, _)| *name == variable).unwrap();
-        address.trim_start_matches("http://").to_owned()
-    }
-
     /// Puts a proxy before the emulator whose address is in `variable`; services started from now on go through it.
     pub(crate) fn lead_through_proxy(&mut self, variable: &str) -> Proxy {
         let entry = self.environment.iter_mut().find(|(name, _)| *name == variable).unwrap();
