@@ -21,6 +21,7 @@ mod dead_letters;
 mod error;
 mod letters;
 mod options;
+mod ordered;
 mod publisher;
 mod pump;
 mod records;

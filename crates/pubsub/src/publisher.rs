@@ -4,6 +4,7 @@ use crate::budget::{Budget, Share};
 use crate::client::{Client, Resource};
 use crate::error::PubSubError;
 use crate::options::{Ordering, PublisherOptions, Wire};
+use crate::ordered::{OrderedSender, publish_in_order};
 use crate::wire::{Encoded, Fact, MAX_MESSAGE, PART, Part, RETRIED_FOR, encode};
 use futures_util::future::BoxFuture;
 use google_cloud_pubsub::client::Publisher as VendorPublisher;
@@ -48,7 +49,7 @@ struct Inner {
 struct Lazy(Mutex<Option<VendorPublisher>>);
 
 /// What became of one message.
-type Outcome = Result<(), PubSubError>;
+pub(crate) type Outcome = Result<(), PubSubError>;
 
 impl PubSubPublisher {
     pub(crate) fn new(client: Client, topic: Resource, options: PublisherOptions) -> Self {
@@ -229,7 +230,13 @@ impl Inner {
             Err(error) => return repeated.iter().for_each(|at| outcomes[*at] = Err(error.clone())),
         };
         if self.options.ordering != Ordering::None {
-            return self.repeat_in_order(&vendor, messages, &repeated, outcomes).await;
+            let ordered: Vec<_> = repeated
+                .iter()
+                .map(|at| (*at, self.key(&messages[*at].message).unwrap_or_default()))
+                .collect();
+            let sender = Alone { publisher: self, vendor: &vendor, messages };
+            let answers = publish_in_order(&sender, &ordered, self.options.deadline).await;
+            return repeated.iter().zip(answers).for_each(|(at, answer)| outcomes[*at] = answer);
         }
         for part in repeated.chunks(AT_ONCE) {
             let sent = part.iter().map(|at| Ok(vendor.publish(self.encode(&messages[*at])?))).collect();
@@ -255,47 +262,6 @@ impl Inner {
         (0..outcomes.len()).filter(|at| is_repeatable(at)).collect()
     }
 
-    /// One after the other. A message that fails for now holds up those behind it under its key, and so does the
-    /// deadline, which is one for all.
-    async fn repeat_in_order(
-        &self,
-        vendor: &VendorPublisher,
-        messages: &[Entry],
-        repeated: &[usize],
-        outcomes: &mut [Outcome],
-    ) {
-        let until = Instant::now() + self.options.deadline;
-        let mut held = HashSet::new();
-        for at in repeated {
-            let key = self.key(&messages[*at].message).unwrap_or_default();
-            if held.contains(&key) || Instant::now() >= until {
-                outcomes[*at] = Err(PubSubError::KeyPaused);
-                continue;
-            }
-            outcomes[*at] = self.publish_alone(vendor, &messages[*at], &key).await;
-            if matches!(&outcomes[*at], Err(error) if error.class() != ErrorClass::Permanent) {
-                held.insert(key);
-            }
-        }
-    }
-
-    /// Publishes one ordered message in a request of its own. The client gives the answer of a failed request before it
-    /// pauses the key, so telling it to go on can come too early and be lost: then the next message is refused once.
-    async fn publish_alone(&self, vendor: &VendorPublisher, message: &Entry, key: &str) -> Outcome {
-        let mut outcome = Err(PubSubError::KeyPaused);
-        for _ in 0..2 {
-            let sent = self.encode(message).map(|message| vendor.publish(message));
-            outcome = self.answers(&self.alone, vec![sent]).await.pop().unwrap_or(Err(PubSubError::Closed));
-            if outcome.is_err() {
-                vendor.resume_publish(key);
-            }
-            if !matches!(outcome, Err(PubSubError::KeyPaused)) {
-                break;
-            }
-        }
-        outcome
-    }
-
     async fn connected(&self, lazy: &Lazy, alone: bool) -> Result<VendorPublisher, PubSubError> {
         if let Some(vendor) = lazy.0.lock().as_ref() {
             return Ok(vendor.clone());
@@ -317,6 +283,25 @@ impl Inner {
                 message: other.to_string(),
             },
         }
+    }
+}
+
+/// Messages each in a request of its own.
+struct Alone<'a> {
+    publisher: &'a Inner,
+    vendor: &'a VendorPublisher,
+    messages: &'a [Entry],
+}
+
+impl OrderedSender for Alone<'_> {
+    async fn send(&self, at: usize) -> Outcome {
+        let sent = self.publisher.encode(&self.messages[at]).map(|message| self.vendor.publish(message));
+        let mut answers = self.publisher.answers(&self.publisher.alone, vec![sent]).await;
+        answers.pop().unwrap_or(Err(PubSubError::Closed))
+    }
+
+    fn resume(&self, key: &str) {
+        self.vendor.resume_publish(key);
     }
 }
 
