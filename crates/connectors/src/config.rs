@@ -107,7 +107,7 @@ pub struct PubSubConfig {
     pub subscriptions: BTreeMap<String, String>,
     /// Topic of the dead letters and of the records of what a rule ended.
     pub dead_letters: String,
-    /// Subscription on it that `millstream books` reads. It only looks: every letter stays.
+    /// Subscription on it that `millstream books` reads and `millstream dead-letters` works through.
     pub dead_letters_reader: String,
     /// Form of a message.
     pub wire: WireForm,

@@ -392,7 +392,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 /// Which dead letters.
 #[derive(Debug, Clone, Default, Args)]
 pub struct LetterSelection {
-    /// Only those of this stage: ingestion, enrichment, bigquery, icestore
+    /// Only those of this stage: ingestion, enrichment, bigquery, icestore; on Pub/Sub also forward and pubsub
     #[arg(long, value_name = "STAGE")]
     pub stage: Option<String>,
     /// Only those with this reason
