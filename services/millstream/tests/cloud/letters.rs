@@ -1,0 +1,114 @@
+//! `millstream dead-letters` on Pub/Sub: a queue of work.
+
+use crate::common::texts;
+use crate::installation::Installation;
+use messagepipeline::{Attributes, Enrichment, IdGenerator, Message, Timestamp, names};
+use serde_json::Value;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+use testkit::rig::RigOptions;
+
+const DEVICES: &str = "device_id,client_id,location_id,category\nd1,acme,harbour,climate\n";
+
+/// A letter of enrichment whose device was unknown and is registered now, one of bigquery that icestore gave up too, and one
+/// that nobody wants.
+#[test]
+fn dead_letters_on_pubsub_are_listed_retried_and_dropped_and_the_books_know() {
+    let test = "dead_letters_on_pubsub_are_listed_retried_and_dropped_and_the_books_know";
+    let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
+    installation.import_devices(DEVICES);
+    let ids = IdGenerator::default();
+    let message = |device: &str| {
+        let mut message =
+            Message::new(ids.next_id(), r#"{"value":1}"#, Timestamp::from_micros(1_780_000_000_000_000));
+        message.attributes = Attributes::from_iter([(names::DEVICE_ID, device)]);
+        message
+    };
+    let (unknown, mut refused, unwanted) = (message("d1"), message("d1"), message("d2"));
+    refused.enrichment = Enrichment::from_text(r#"{"location_id":"harbour"}"#).unwrap();
+    let put = |message: &Message, stage: &str, reason: &str| {
+        let (id, time) = (message.id.to_string(), message.publish_time.to_string());
+        let mut attributes = vec![
+            ("millstream_record", "letter"),
+            ("millstream_stage", stage),
+            ("millstream_reason", reason),
+            ("millstream_attempts", "5"),
+            ("millstream_id", &id),
+            ("millstream_time", &time),
+            (names::DEVICE_ID, message.device_id().unwrap()),
+        ];
+        attributes.extend(message.enrichment.text().map(|text| ("millstream_enrichment", text)));
+        installation.rig.bus().publish("dead-letters", &[(&message.payload[..], &attributes)]);
+    };
+    put(&unknown, "enrichment", "unknown-device");
+    put(&refused, "bigquery", "refused");
+    put(&refused, "icestore", "refused");
+    put(&unwanted, "enrichment", "unknown-device");
+    let configuration = installation.rig.write_configuration().unwrap();
+    let environment = installation.environment.clone();
+    let bus = installation.rig.bus();
+    let run = |arguments: &[&str]| {
+        // The emulator goes on delivering to a command that has ended.
+        bus.end_streams("books");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.arg("--config").arg(&configuration).args(arguments);
+        let output = command.envs(environment.iter().map(|(name, value)| (name, value))).output().unwrap();
+        let (stdout, stderr) = texts(&output);
+        (output, stdout, stderr)
+    };
+    let (_, stdout, stderr) = run(&["dead-letters", "list"]);
+    assert_eq!(stdout.lines().count(), 4, "{stdout}\n{stderr}");
+    let (_, stdout, _) = run(&["dead-letters", "list", "--stage", "enrichment", "--device", "d2", "--json"]);
+    let listed: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&listed["id"], &listed["state"]), (&unwanted.id.to_string().into(), &"dead".into()));
+    let (_, stdout, stderr) = run(&["dead-letters", "show", &unknown.id.to_string()]);
+    assert!(stdout.contains("unknown-device") && stdout.contains(r#"{"value":1}"#), "{stdout}\n{stderr}");
+    let (output, stdout, _) = run(&["dead-letters", "drop", "--device", "d2", "--why", "a test device"]);
+    assert_eq!((code(&output), stdout.as_str()), (Some(0), "1 dropped, 0 cannot be\n"));
+    let (_, stdout, _) =
+        run(&["dead-letters", "drop", "--stage", "icestore", "--all", "--why", "not archived"]);
+    assert_eq!(stdout, "1 dropped, 0 cannot be\n");
+    let (_, stdout, _) = run(&["dead-letters", "retry", "--all", "--dry-run"]);
+    assert_eq!(stdout, "2 dead letters would be retried\n");
+    let (output, stdout, stderr) = run(&["dead-letters", "retry", "--all"]);
+    assert_eq!((code(&output), stdout.as_str()), (Some(0), "2 retried, 0 cannot be\n"), "{stderr}");
+    let (output, _, stderr) = run(&["dead-letters", "retry", &unknown.id.to_string()]);
+    assert_eq!(code(&output), Some(1), "it is gone: {stderr}");
+    let (_, stdout, _) = run(&["dead-letters", "list", "--state", "dropped"]);
+    assert!(stdout.lines().count() == 2 && stdout.contains(&unwanted.id.to_string()), "{stdout}");
+    for service in ["enrichment", "bigquery", "icestore"] {
+        installation.start(service, 0);
+    }
+    let count = "SELECT COUNT(DISTINCT message_id) AS n FROM `millstream.messages`";
+    let rows = || {
+        installation
+            .rig
+            .bigquery
+            .try_query(count)
+            .ok()
+            .and_then(|rows| rows.first().map(|row| row["n"].clone()))
+    };
+    let begun = Instant::now();
+    while rows() != Some("2".into()) || installation.lines().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(90), "{:?} rows, {:?}", rows(), installation.lines());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let lines: Vec<_> = installation.lines().iter().map(|line| line.id).collect();
+    assert_eq!(lines, [unknown.id], "what bigquery gave up is for bigquery alone");
+    let folder = installation.rig.folder().join("no-ledger");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (_, stdout, stderr) =
+        run(&["books", "--json", "--pending-age", "0s", "--ledger", folder.to_str().unwrap()]);
+    let report: Value =
+        serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"));
+    assert_eq!(report["balanced"], true, "{report:#}");
+    let letters = report["dead_letters"].as_array().unwrap();
+    let dropped: Vec<_> =
+        letters.iter().map(|line| (line["stage"].as_str(), line["dropped"].as_u64())).collect();
+    assert_eq!(dropped, [(Some("enrichment"), Some(1)), (Some("icestore"), Some(1))], "{report:#}");
+    installation.stop_all();
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
