@@ -130,7 +130,7 @@ fn bigquery_that_answers_errors_and_loses_replies_loses_no_row_of_upserts() {
 
 fn disturb_bigquery(test: &str, mode: &'static str) {
     let mut random = random(test);
-    let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
+    let Some(mut installation) = Installation::with_long_leases(test) else { return };
     let file = small_recording(installation.rig.folder(), "fleet.ndjson", MESSAGES, 60);
     installation.settings.insert("bigquery", "  batch: {count: 100}\n".to_owned());
     installation.bigquery_mode = mode;

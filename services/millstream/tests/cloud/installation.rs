@@ -32,6 +32,8 @@ pub(crate) struct Installation {
     pub(crate) environment: Vec<(&'static str, String)>,
     /// Further settings of a section, indented below its name.
     pub(crate) settings: BTreeMap<&'static str, String>,
+    /// `bus.pubsub.lease_extension`.
+    pub(crate) lease: &'static str,
     /// `bigquery.google.mode`.
     pub(crate) bigquery_mode: &'static str,
     pub(crate) mqtt_url: String,
@@ -55,10 +57,18 @@ impl Installation {
             environment,
             // Nobody waits a minute for the last object.
             settings: BTreeMap::from([("icestore", "  batch: {age: 5s}\n".to_owned())]),
+            lease: "10s",
             bigquery_mode: "append",
             mqtt_url,
             redis_url,
         })
+    }
+
+    /// The same where no service dies and none is without Pub/Sub: leases last as long as in an ordinary installation, so
+    /// that a machine with too much to do causes no redelivery.
+    pub(crate) fn with_long_leases(test: &str) -> Option<Self> {
+        let options = RigOptions { ack_deadline: Duration::from_secs(60), ..RigOptions::default() };
+        Self::new(test, options).map(|installation| Self { lease: "60s", ..installation })
     }
 
     /// The configuration of replica `replica`, as a file. Replicas of ingestion share one subscription of the broker.
@@ -73,6 +83,7 @@ impl Installation {
         let mut text = configuration
             .to_string()
             .replace("    dataset:", &format!("    mode: {}\n    dataset:", self.bigquery_mode))
+            .replace("lease_extension: 10s", &format!("lease_extension: {}", self.lease))
             .replace("client_id: rig", &format!("client_id: rig-{replica}"))
             .replace("filter: \"#\"", "filter: \"$share/millstream/#\"");
         for (section, settings) in &self.settings {
@@ -122,8 +133,13 @@ impl Installation {
 
     /// Starts `replicas` of every service and waits until all are ready.
     pub(crate) fn start_all(&mut self, replicas: usize) {
-        for replica in 0..replicas {
-            for service in SERVICES {
+        self.start_each(SERVICES.map(|_| replicas));
+    }
+
+    /// The same with a number for each service, in the order of the path.
+    pub(crate) fn start_each(&mut self, replicas: [usize; SERVICES.len()]) {
+        for (service, replicas) in SERVICES.into_iter().zip(replicas) {
+            for replica in 0..replicas {
                 self.start(service, replica);
             }
         }

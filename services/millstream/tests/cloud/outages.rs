@@ -5,7 +5,7 @@ use crate::installation::Installation;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::gcs_fake::{GcsFault, GcsRequest};
-use testkit::rig::{DATASET, RigOptions};
+use testkit::rig::DATASET;
 
 const MESSAGES: usize = 6_000;
 const DEVICES: usize = 60;
@@ -32,7 +32,7 @@ fn conclude(mut installation: Installation, file: &Path, replicas: usize) {
 #[test]
 fn redis_and_storage_go_away_and_nothing_is_lost_or_doubled() {
     let test = "redis_and_storage_go_away_and_nothing_is_lost_or_doubled";
-    let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
+    let Some(mut installation) = Installation::with_long_leases(test) else { return };
     let file = small_recording(installation.rig.folder(), "fleet.ndjson", MESSAGES, DEVICES);
     // Every device is looked up again and again, and there are many objects for faults to meet.
     installation.settings.insert("enrichment", "  cache: {max_age: 1s}\n".to_owned());
@@ -68,7 +68,7 @@ fn redis_and_storage_go_away_and_nothing_is_lost_or_doubled() {
 #[test]
 fn an_outage_of_firestore_delays_messages_and_gives_up_none() {
     let test = "an_outage_of_firestore_delays_messages_and_gives_up_none";
-    let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
+    let Some(mut installation) = Installation::with_long_leases(test) else { return };
     let file = small_recording(installation.rig.folder(), "fleet.ndjson", MESSAGES, DEVICES);
     let devices: String = (0..DEVICES).map(|n| format!("dev-{n:03},acme,lyon,meter\n")).collect();
     installation.import_devices(&format!("device_id,client_id,location_id,category\n{devices}"));
@@ -113,7 +113,7 @@ fn an_outage_of_firestore_delays_messages_and_gives_up_none() {
 #[test]
 fn a_spool_takes_messages_while_pubsub_is_away_and_delivers_them_when_it_is_back() {
     let test = "a_spool_takes_messages_while_pubsub_is_away_and_delivers_them_when_it_is_back";
-    let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
+    let Some(mut installation) = Installation::with_long_leases(test) else { return };
     installation.settings.insert("ingestion", "  spool: {}\n".to_owned());
     let file = small_recording(installation.rig.folder(), "fleet.ndjson", MESSAGES, DEVICES);
     installation.start_all(1);
