@@ -120,15 +120,19 @@ fn kills_of_ingestion_while_its_spool_is_filled_and_emptied_lose_nothing() {
         return;
     };
     installation.settings.insert("ingestion", "  spool: {}\n".to_owned());
+    let proxy = installation.lead_through_proxy("PUBSUB_EMULATOR_HOST");
     installation.start_each([REPLICAS, REPLICAS, 1, 1]);
-    installation.rig.pubsub.freeze();
+    proxy.turn_away();
+    for service in SERVICES {
+        installation.forget_reader(service);
+    }
     let file = campaign.file.clone();
     installation.during_feed(&file, "1000/s", |installation, _| {
         for _ in 0..setting("MILLSTREAM_CLOUD_KILLS", 8) / 2 {
             campaign.kill_one(installation, &["ingestion"], 2_000);
         }
     });
-    installation.rig.pubsub.thaw();
+    proxy.let_in(installation.rig.pubsub.address());
     for _ in 0..setting("MILLSTREAM_CLOUD_KILLS", 8) / 2 {
         campaign.kill_one(&mut installation, &["ingestion", "enrichment"], 1_000);
     }
