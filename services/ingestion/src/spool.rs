@@ -92,9 +92,8 @@ impl Spool {
         output: Arc<dyn Publisher>,
         dead_letters: Arc<dyn DeadLetters>,
         health: StageHealth,
-        budget: usize,
+        limits: BatchLimits,
     ) -> Result<Forward, ConnectError> {
-        let limits = BatchLimits::publishing(budget);
         let consumer = self.consumer(topic, &limits).await?;
         let options = ServiceOptions {
             dead_letters: Some(dead_letters),
@@ -102,7 +101,8 @@ impl Spool {
             ..ServiceOptions::new(FORWARD)
         };
         let opened = self.opened;
-        let as_is: AsIs = transform_fn(Box::new(move |message: &Message| Outcome::Emit(as_is(message, opened))));
+        let as_is: AsIs =
+            transform_fn(Box::new(move |message: &Message| Outcome::Emit(as_is(message, opened))));
         Ok(BatchingService::new(options, limits, consumer, as_is, PublishProcessor::new(output)))
     }
 
