@@ -274,7 +274,10 @@ mod tests {
             let mut text = document.to_string().into_bytes();
             let at = at.index(text.len());
             text[at] = byte;
-            let theirs = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok() && std::str::from_utf8(&text).is_ok();
+            let by_syntax = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok();
+            let theirs = by_syntax && std::str::from_utf8(&text).is_ok();
+            // A number such as 2E91376303, which no double holds, is JSON by its syntax alone: either answer will do.
+            prop_assume!(by_syntax == serde_json::from_slice::<Value>(&text).is_ok());
             prop_assert_eq!(read(&["/a"], &text).is_some(), theirs, "{}", text.escape_ascii());
         }
     }
