@@ -11,8 +11,8 @@ use std::time::Duration;
 use testkit::proxy::Proxy;
 use testkit::rig::RigOptions;
 
-const MESSAGES: usize = 6_000;
-const RATE: &str = "300/s";
+const MESSAGES: usize = 4_000;
+const RATE: &str = "200/s";
 const REPLICAS: usize = 2;
 
 fn random(test: &str) -> Random {
