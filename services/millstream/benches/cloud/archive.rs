@@ -28,10 +28,12 @@ fn measure(compression: &str, payloads: &[Vec<u8>], count: usize) {
     let settings = format!("  compression: {compression}\n  batch: {{count: {BATCH}}}");
     let beside = Beside::start();
     let icestore = rig.start("icestore", STREAMS, &[("icestore:", &settings)]);
+    // What the start costs belongs to no message.
+    let before = icestore.cpu();
     icestore.wait_for("millstream_archive_lines_total", count);
     beside.say(compression);
     let peak = icestore.peak();
-    let cpu = icestore.stop();
+    let cpu = icestore.stop() - before;
     let objects = rig.rig.storage.objects(BUCKET);
     let bytes: usize = objects.values().map(bytes::Bytes::len).sum();
     let hundred_thousands = count as f64 / 1e5;

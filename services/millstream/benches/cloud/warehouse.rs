@@ -30,10 +30,12 @@ fn measure(mode: &str, payloads: &[Vec<u8>], count: usize) {
     let beside = Beside::start();
     let bigquery =
         rig.start("bigquery", STREAMS, &[("    dataset: millstream", &format!("    mode: {mode}"))]);
+    // What the start costs belongs to no message.
+    let before = bigquery.cpu();
     bigquery.wait_for("millstream_warehouse_rows_total", count);
     beside.say(mode);
     let peak = bigquery.peak();
-    let cpu = bigquery.stop();
+    let cpu = bigquery.stop() - before;
     let calls = if mode == "insert-all" {
         rest.counts()
             .into_iter()
