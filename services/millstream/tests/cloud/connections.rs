@@ -77,10 +77,10 @@ impl Fault {
             Self::LoseReplies => {
                 let before = proxy.lost();
                 proxy.lose_replies();
-                match waits {
-                    true => until("an answer is lost", || proxy.lost() > before),
-                    false => pause(random, 1_000),
+                if waits {
+                    until("an answer is lost", || proxy.lost() > before);
                 }
+                pause(random, 1_000);
                 proxy.reset()
             }
         }
