@@ -26,9 +26,17 @@ pub(crate) fn run() {
         in_redis(&payloads, NO_MEMORY, "all look-ups in Redis");
         in_redis(&payloads, &[], "cache in memory too");
     }
+}
+
+pub(crate) fn run_cold() {
+    let payloads = payloads();
     for (order, device_of) in orders() {
         cold(&payloads, order, device_of);
     }
+}
+
+pub(crate) fn run_killed() {
+    let payloads = payloads();
     for _ in 0..RUNS {
         killed(&payloads, "default cache", &[]);
         killed(&payloads, "no cache in memory", NO_MEMORY);

@@ -9,7 +9,9 @@
 //! | --- | --- |
 //! | `ingestion` | MQTT → Pub/Sub: CPU at full speed and at 2,000 messages a second, memory, bytes on Pub/Sub |
 //! | `situations` | what is lost and doubled when Pub/Sub stands still or ingestion is killed |
-//! | `enrichment` | CPU with all look-ups in Redis; documents read while cold; Redis killed half-way |
+//! | `enrichment` | CPU with all look-ups in Redis, and with a cache in memory before it |
+//! | `cold` | documents read from Firestore while nothing is known yet |
+//! | `redis-killed` | what is lost, and how fast it goes on, when Redis dies half-way |
 //! | `archive` | Pub/Sub → archive, 10 keys: CPU, objects, size, memory |
 //! | `warehouse` | Pub/Sub → BigQuery in each mode: CPU, rows of a call, memory |
 //! | `requests` | requests to each of Google's services while the whole path runs at 1,000 messages a second |
@@ -60,10 +62,12 @@ const BUILD: &str = "cargo build --release --workspace --bins --features google"
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let scenarios: [(&str, fn()); 6] = [
+    let scenarios: [(&str, fn()); 8] = [
         ("ingestion", ingestion::run),
         ("situations", situations::run),
         ("enrichment", enrichment::run),
+        ("cold", enrichment::run_cold),
+        ("redis-killed", enrichment::run_killed),
         ("archive", archive::run),
         ("warehouse", warehouse::run),
         ("requests", requests::run),
