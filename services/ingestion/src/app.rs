@@ -94,6 +94,14 @@ impl Plan {
         Ok(Ingest { transformer: self.transformer(), publisher })
     }
 
+    /// The same, whose service gathers messages for `age` before it publishes them: for a bus that takes requests,
+    /// which cost by their number.
+    #[must_use]
+    pub fn gathering(mut self, age: std::time::Duration) -> Self {
+        self.limits.age = age;
+        self
+    }
+
     fn transformer(&self) -> PayloadSize<IngestTransformer> {
         let router =
             IngestTransformer::new(self.routes.clone(), self.device_ids.clone(), self.message_ids.clone());
