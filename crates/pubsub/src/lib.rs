@@ -22,11 +22,13 @@ mod error;
 mod letters;
 mod options;
 mod ordered;
+mod patience;
 mod publisher;
 mod pump;
 mod records;
 mod simple;
 mod tally;
+mod unsure;
 mod window;
 mod wire;
 

@@ -5,6 +5,7 @@ use crate::client::{Client, Resource};
 use crate::error::PubSubError;
 use crate::options::{Ordering, PublisherOptions, Wire};
 use crate::ordered::{OrderedSender, publish_in_order};
+use crate::unsure::Unsure;
 use crate::wire::{Encoded, Fact, MAX_MESSAGE, PART, Part, RETRIED_FOR, encode};
 use futures_util::future::BoxFuture;
 use google_cloud_pubsub::client::Publisher as VendorPublisher;
@@ -26,7 +27,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Publishes to one topic; see [`crate::Client::publisher`]. Cloning shares window and connection.
 ///
 /// Pub/Sub knows no ids: what is published twice is delivered twice, with the same message id. A message that Pub/Sub
-/// refuses fails alone; while topic or rights are missing, all fail as a mistake of configuration.
+/// refuses fails alone; while topic or rights are missing, all fail as a mistake of configuration. One that is published
+/// again after no answer came, or while an earlier call with it goes on, is marked as delivered before.
+///
+/// With ordering keys the calls of all clones take turns.
 #[derive(Clone)]
 pub struct PubSubPublisher(Arc<Inner>);
 
@@ -37,6 +41,7 @@ struct Inner {
     budget: Budget,
     /// One permit: calls take turns when messages are ordered.
     turn: Arc<Semaphore>,
+    unsure: Mutex<Unsure>,
     /// Fills requests.
     shared: Lazy,
     /// Sends every message in a request of its own.
@@ -46,7 +51,21 @@ struct Inner {
 
 /// A connection that is made when it is first used.
 #[derive(Default)]
-struct Lazy(Mutex<Option<VendorPublisher>>);
+struct Lazy(Mutex<Option<Arc<VendorPublisher>>>);
+
+impl Lazy {
+    fn current(&self) -> Option<Arc<VendorPublisher>> {
+        self.0.lock().clone()
+    }
+
+    /// The next use connects anew, unless another connection has taken the place of `dead` already.
+    fn give_up(&self, dead: &Arc<VendorPublisher>) {
+        let mut current = self.0.lock();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, dead)) {
+            *current = None;
+        }
+    }
+}
 
 /// What became of one message.
 pub(crate) type Outcome = Result<(), PubSubError>;
@@ -57,6 +76,7 @@ impl PubSubPublisher {
         Self(Arc::new(Inner {
             budget: Budget::new(options.max_outstanding_messages, options.max_outstanding_bytes),
             turn: Arc::new(Semaphore::new(1)),
+            unsure: Mutex::new(Unsure::new(options.max_outstanding_messages)),
             shared: Lazy::default(),
             alone: Lazy::default(),
             client,
@@ -142,15 +162,17 @@ impl std::fmt::Debug for PubSubPublisher {
 }
 
 impl Inner {
-    async fn publish(&self, messages: Vec<Entry>, _share: Share) -> BatchOutcome {
+    async fn publish(&self, mut messages: Vec<Entry>, _share: Share) -> BatchOutcome {
         let vendor = match self.connected(&self.shared, false).await {
             Ok(vendor) => vendor,
             Err(error) => return BatchOutcome::Failed(error.into()),
         };
+        self.unsure.lock().begin(&mut messages);
         let sent = messages.iter().map(|entry| Ok(vendor.publish(self.encode(entry)?))).collect();
-        let mut outcomes = self.answers(&self.shared, sent).await;
+        let mut outcomes = self.answers(&self.shared, &vendor, sent).await;
         self.resume(&vendor, &messages, &outcomes);
         self.repeat_alone(&messages, &mut outcomes).await;
+        self.unsure.lock().end(&messages, &outcomes);
         let done = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         self.published.increment(done as u64);
         summarise(messages.iter().map(|entry| &entry.message), outcomes)
@@ -177,7 +199,12 @@ impl Inner {
     }
 
     /// Waits for the answers. When one does not come, the connection is given up: nothing else notices that it is dead.
-    async fn answers(&self, lazy: &Lazy, sent: Vec<Result<PublishFuture, PubSubError>>) -> Vec<Outcome> {
+    async fn answers(
+        &self,
+        lazy: &Lazy,
+        vendor: &Arc<VendorPublisher>,
+        sent: Vec<Result<PublishFuture, PubSubError>>,
+    ) -> Vec<Outcome> {
         let until = Instant::now() + self.options.deadline + GRACE;
         let mut outcomes = Vec::with_capacity(sent.len());
         let mut is_dead = false;
@@ -203,7 +230,7 @@ impl Inner {
         }
         if is_dead {
             tracing::warn!(topic = self.topic.full(), "Pub/Sub does not answer; connecting anew");
-            *lazy.0.lock() = None;
+            lazy.give_up(vendor);
         }
         outcomes
     }
@@ -224,25 +251,42 @@ impl Inner {
         if repeated.is_empty() {
             return;
         }
-        let vendor = match self.connected(&self.alone, true).await {
-            Ok(vendor) => vendor,
-            // None of them may count as refused: most are not at fault.
-            Err(error) => return repeated.iter().for_each(|at| outcomes[*at] = Err(error.clone())),
-        };
         if self.options.ordering != Ordering::None {
             let ordered: Vec<_> = repeated
                 .iter()
                 .map(|at| (*at, self.key(&messages[*at].message).unwrap_or_default()))
                 .collect();
-            let sender = Alone { publisher: self, vendor: &vendor, messages };
+            let sender = Alone { publisher: self, messages };
             let answers = publish_in_order(&sender, &ordered, self.options.deadline).await;
             return repeated.iter().zip(answers).for_each(|(at, answer)| outcomes[*at] = answer);
         }
+        let until = Instant::now() + self.options.deadline;
         for part in repeated.chunks(AT_ONCE) {
-            let sent = part.iter().map(|at| Ok(vendor.publish(self.encode(&messages[*at])?))).collect();
-            let answers = self.answers(&self.alone, sent).await;
+            let answers = if Instant::now() < until {
+                self.send_alone(messages, part).await
+            } else {
+                vec![Err(self.out_of_time()); part.len()]
+            };
             part.iter().zip(answers).for_each(|(at, answer)| outcomes[*at] = answer);
         }
+    }
+
+    /// Sends the messages at `places`, each in a request of its own; an answer each.
+    async fn send_alone(&self, messages: &[Entry], places: &[usize]) -> Vec<Outcome> {
+        match self.connected(&self.alone, true).await {
+            Ok(vendor) => {
+                let sent = places.iter().map(|at| Ok(vendor.publish(self.encode(&messages[*at])?))).collect();
+                self.answers(&self.alone, &vendor, sent).await
+            }
+            // None of them may count as refused: most are not at fault.
+            Err(error) => vec![Err(error); places.len()],
+        }
+    }
+
+    /// That a message was not sent, because those before it took all the time.
+    fn out_of_time(&self) -> PubSubError {
+        let message = "the time for sending messages one by one is over".to_owned();
+        PubSubError::Unavailable { resource: self.topic.full().to_owned(), message }
     }
 
     /// The messages whose request was refused, and those behind them under the same key. What follows a message that
@@ -262,16 +306,16 @@ impl Inner {
         (0..outcomes.len()).filter(|at| is_repeatable(at)).collect()
     }
 
-    async fn connected(&self, lazy: &Lazy, alone: bool) -> Result<VendorPublisher, PubSubError> {
-        if let Some(vendor) = lazy.0.lock().as_ref() {
-            return Ok(vendor.clone());
+    async fn connected(&self, lazy: &Lazy, alone: bool) -> Result<Arc<VendorPublisher>, PubSubError> {
+        if let Some(vendor) = lazy.current() {
+            return Ok(vendor);
         }
         let mut options = self.options.clone();
         if alone {
             options.batch_messages = 1;
         }
         let made = self.client.connect_publisher(&self.topic, &options).await?;
-        Ok(lazy.0.lock().get_or_insert(made).clone())
+        Ok(lazy.0.lock().get_or_insert_with(|| Arc::new(made)).clone())
     }
 
     fn error(&self, error: &PublishError) -> PubSubError {
@@ -289,19 +333,19 @@ impl Inner {
 /// Messages each in a request of its own.
 struct Alone<'a> {
     publisher: &'a Inner,
-    vendor: &'a VendorPublisher,
     messages: &'a [Entry],
 }
 
 impl OrderedSender for Alone<'_> {
     async fn send(&self, at: usize) -> Outcome {
-        let sent = self.publisher.encode(&self.messages[at]).map(|message| self.vendor.publish(message));
-        let mut answers = self.publisher.answers(&self.publisher.alone, vec![sent]).await;
+        let mut answers = self.publisher.send_alone(self.messages, &[at]).await;
         answers.pop().unwrap_or(Err(PubSubError::Closed))
     }
 
     fn resume(&self, key: &str) {
-        self.vendor.resume_publish(key);
+        if let Some(vendor) = self.publisher.alone.current() {
+            vendor.resume_publish(key);
+        }
     }
 }
 
