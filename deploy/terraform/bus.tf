@@ -92,9 +92,10 @@ resource "google_pubsub_subscription_iam_member" "forwarder" {
   member       = local.pubsub_agent
 }
 
-# Who brings a dead letter back publishes it to the topic where it was given up.
+# Who brings a dead letter back publishes it to the topic where it was given up. That a person dropped one, or that a rule
+# skips it now, is a record beside the letters.
 resource "google_pubsub_topic_iam_member" "letter_worker" {
-  for_each = { for pair in setproduct(var.letter_workers, ["raw", "enriched"]) : join(" ", pair) => pair }
+  for_each = { for pair in setproduct(var.letter_workers, ["raw", "enriched", "dead-letters"]) : join(" ", pair) => pair }
 
   topic  = google_pubsub_topic.topic[each.value[1]].id
   role   = "roles/pubsub.publisher"
