@@ -4,7 +4,7 @@ use crate::client::Client;
 use crate::error::PubSubError;
 use google_cloud_gax::error::rpc::Code;
 use google_cloud_pubsub::Error as VendorError;
-use google_cloud_pubsub::model::{DeadLetterPolicy, RetryPolicy};
+use google_cloud_pubsub::model::{DeadLetterPolicy, ExpirationPolicy, RetryPolicy};
 use google_cloud_wkt::Duration as WireDuration;
 use std::time::Duration;
 
@@ -79,7 +79,8 @@ impl Client {
         found(subscription.full(), in_time(subscription.full(), request.send()).await?)
     }
 
-    /// Makes the subscription of `spec`; `false` when one of that name is there already, which stays as it is.
+    /// Makes the subscription of `spec`, which stays until somebody deletes it, however long nobody reads it (the service
+    /// would delete it with all it holds after 31 days); `false` when one of that name is there already, which stays as it is.
     ///
     /// # Errors
     /// When the service cannot be asked, or the credentials may not (`pubsub.subscriptions.create` and
@@ -99,6 +100,8 @@ impl Client {
             .set_ack_deadline_seconds(i32::try_from(spec.ack_deadline.as_secs()).unwrap_or(i32::MAX))
             .set_enable_exactly_once_delivery(spec.exactly_once)
             .set_enable_message_ordering(spec.ordering)
+            // Without a time in it it means never; without the policy, 31 days.
+            .set_expiration_policy(ExpirationPolicy::new())
             .set_retry_policy(retry);
         if let Some((topic, attempts)) = &spec.dead_letters {
             let policy = DeadLetterPolicy::new()

@@ -2,6 +2,7 @@
 
 use crate::client::{Client, Resource, StreamLimits};
 use crate::error::PubSubError;
+use crate::patience::Patience;
 use crate::pump::from_vendor;
 use crate::records::{Record, RecordKey, read, read_torn};
 use crate::wire::{Decoder, Part, Received};
@@ -11,6 +12,7 @@ use google_cloud_pubsub::Error as VendorError;
 use google_cloud_pubsub::model::Message as VendorMessage;
 use google_cloud_pubsub::subscriber::ShutdownToken;
 use google_cloud_pubsub::subscriber::handler::Handler;
+use messagepipeline::{Clock, SystemClock};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -19,8 +21,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 /// Messages between the task that reads and the caller.
 const AHEAD: usize = 256;
-/// Time to connect, beyond what is waited for.
-const CONNECTING: Duration = Duration::from_secs(7);
 /// How long giving everything back may take, and confirming what is taken away.
 const SETTLING: Duration = Duration::from_secs(10);
 /// Bytes of parts of letters that wait for the others.
@@ -33,7 +33,7 @@ pub struct Listing {
     pub records: usize,
     /// Copies of records that were shown already.
     pub copies: usize,
-    /// Whether nothing more came; `false` when the bound was reached first.
+    /// Whether all that was there has come; `false` when the bound was reached first.
     pub is_complete: bool,
 }
 
@@ -63,6 +63,7 @@ impl LetterReader {
             extension: Duration::from_secs(10),
             lease: Duration::from_secs(3_600),
         };
+        let patience = Patience::new(SystemClock.now());
         let mut stream = self.client.open_stream(&self.subscription, limits).await?;
         let token = stream.shutdown_token();
         let (sender, incoming) = mpsc::channel(AHEAD);
@@ -81,16 +82,18 @@ impl LetterReader {
             token,
             decoder: Decoder::default(),
             held: HashMap::new(),
+            messages: HashSet::new(),
+            max,
             open: HashMap::new(),
             open_bytes: 0,
-            has_heard: false,
-            is_quiet: false,
+            patience,
+            end: None,
             copies: 0,
         })
     }
 
-    /// Shows every record once to `show`, at most `max`, until nothing has come for `quiet` (a few seconds: the service
-    /// does not say that it has nothing more), and gives all back.
+    /// Shows every record once to `show`, of at most `max` messages, until all that was there has come (see
+    /// [`LetterSession::next`]), and gives all back.
     ///
     /// # Errors
     /// When the subscription cannot be read.
@@ -103,15 +106,12 @@ impl LetterReader {
         let mut session = self.open(max).await?;
         let mut records = 0;
         let ended = loop {
-            if records + session.copies >= max {
-                break Ok(false);
-            }
             match session.next(quiet).await {
                 Ok(Some(record)) => {
                     records += 1;
                     show(record);
                 }
-                Ok(None) => break Ok(true),
+                Ok(None) => break Ok(session.is_complete()),
                 Err(error) => break Err(error),
             }
         };
@@ -132,12 +132,24 @@ pub struct LetterSession {
     token: ShutdownToken,
     decoder: Decoder,
     held: HashMap<RecordKey, Held>,
+    /// Pub/Sub's ids of the messages that are held; the service sends no more than `max`.
+    messages: HashSet<String>,
+    max: usize,
     /// Letters of which parts are missing.
     open: HashMap<RecordKey, Parts>,
     open_bytes: usize,
-    has_heard: bool,
-    is_quiet: bool,
+    patience: Patience,
+    end: Option<End>,
     copies: usize,
+}
+
+/// Why a session looks for nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing of what was there has come for a while.
+    Quiet,
+    /// It holds as many messages as it may.
+    Full,
 }
 
 /// The deliveries of a record and its copies.
@@ -158,29 +170,56 @@ impl std::fmt::Debug for Held {
 type Lease = (String, Handler);
 
 impl LetterSession {
-    /// The next record, each once; `None` when nothing has come for `quiet`. Letters whose other parts have not come then
-    /// come last, marked as not whole.
+    /// The next record, each once; `None` when nothing that was published before the session was opened has come for
+    /// `quiet` (a few seconds: the service does not say that it has nothing more), or when as many messages are held as
+    /// may be, which [`Self::is_complete`] tells. What is published meanwhile is shown if it comes before that end. Letters
+    /// whose other parts have not come then come last, marked as not whole.
     ///
     /// # Errors
     /// When the subscription cannot be read.
     pub async fn next(&mut self, quiet: Duration) -> Result<Option<Record>, PubSubError> {
-        while !self.is_quiet {
-            // The first one comes after names, TLS and a token.
-            let patience = if self.has_heard { quiet } else { quiet + CONNECTING };
-            match timeout(patience, self.incoming.recv()).await {
-                Err(_) => self.is_quiet = true,
-                Ok(Some(Ok((message, handler)))) => {
-                    self.has_heard = true;
-                    if let Some(record) = self.take(from_vendor(message), handler) {
-                        return Ok(Some(record));
-                    }
-                }
-                Ok(Some(Err(error))) => return Err(PubSubError::from_vendor(&self.subscription, &error)),
-                Ok(None) => return Err(PubSubError::Closed),
+        while self.end.is_none() {
+            let left = self.patience.left(quiet);
+            if self.messages.len() >= self.max {
+                self.end = Some(End::Full);
+            } else if left.is_zero() {
+                self.end = Some(End::Quiet);
+            } else if let Some(record) = self.receive(left).await? {
+                return Ok(Some(record));
             }
         }
-        let torn = self.open.keys().next().cloned();
+        if self.end == Some(End::Full) {
+            // The other parts of what is open may lie beyond the bound.
+            return Ok(None);
+        }
+        // The other parts of what is new are on their way.
+        let torn = self.open.iter().find(|(_, parts)| !parts.is_new).map(|(key, _)| key.clone());
         Ok(torn.and_then(|key| self.give_up_on(&key)))
+    }
+
+    /// Whether all that was there when the session was opened has come; `false` when it holds as many messages as it may,
+    /// so that there may be more. Asked for when [`Self::next`] has said `None`.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.end == Some(End::Quiet)
+    }
+
+    /// What comes within `left`, if it is a record that was not shown.
+    async fn receive(&mut self, left: Duration) -> Result<Option<Record>, PubSubError> {
+        let begun = Instant::now();
+        match timeout(left, self.incoming.recv()).await {
+            Err(_) => {
+                self.end = Some(End::Quiet);
+                Ok(None)
+            }
+            Ok(Some(Ok((message, handler)))) => {
+                let received = from_vendor(message);
+                let is_new = self.patience.heard(received.publish_time, begun.elapsed());
+                Ok(self.take(received, handler, is_new))
+            }
+            Ok(Some(Err(error))) => Err(PubSubError::from_vendor(&self.subscription, &error)),
+            Ok(None) => Err(PubSubError::Closed),
+        }
     }
 
     /// Takes the records of `keys` away, with all their copies that have come.
@@ -193,6 +232,7 @@ impl LetterSession {
         for key in keys {
             let Some(held) = self.held.get_mut(key) else { continue };
             for (id, handler) in held.leases.drain(..) {
+                self.messages.remove(&id);
                 held.settled.insert(id);
                 match handler {
                     Handler::ExactlyOnce(handler) => confirmations.push(handler.confirmed_ack()),
@@ -228,19 +268,26 @@ impl LetterSession {
     }
 
     /// A record that is new, whole and was not shown.
-    fn take(&mut self, mut received: Received, handler: Handler) -> Option<Record> {
+    fn take(&mut self, mut received: Received, handler: Handler, is_new: bool) -> Option<Record> {
         let part = Part::take(&mut received);
         let lease = (received.message_id.clone(), handler);
+        self.messages.insert(received.message_id.clone());
         if let Some(part) = part
             && let Some(key) = RecordKey::of_letter(&received)
         {
-            return self.take_part(key, part, received, lease);
+            return self.take_part(key, (part, is_new), received, lease);
         }
         let record = read(&mut self.decoder, received);
         self.hold(record.key(), vec![lease]).then_some(record)
     }
 
-    fn take_part(&mut self, key: RecordKey, part: Part, received: Received, lease: Lease) -> Option<Record> {
+    fn take_part(
+        &mut self,
+        key: RecordKey,
+        (part, is_new): (Part, bool),
+        received: Received,
+        lease: Lease,
+    ) -> Option<Record> {
         if self.held.contains_key(&key) {
             self.hold(key, vec![lease]);
             return None;
@@ -248,6 +295,7 @@ impl LetterSession {
         let bytes = received.data.len();
         let parts = self.open.entry(key.clone()).or_insert_with(|| Parts::new(part.of, received.clone()));
         parts.leases.push(lease);
+        parts.is_new |= is_new;
         if parts.add(part, received.data) {
             self.open_bytes += bytes;
         }
@@ -282,6 +330,7 @@ impl LetterSession {
         let held = self.held.entry(key).or_default();
         for (id, handler) in leases {
             if held.settled.contains(&id) {
+                self.messages.remove(&id);
                 handler.ack();
             } else {
                 held.leases.push((id, handler));
@@ -297,6 +346,8 @@ struct Parts {
     head: Received,
     bodies: Vec<Option<Bytes>>,
     leases: Vec<Lease>,
+    /// Whether one of them was published after the session was opened.
+    is_new: bool,
 }
 
 impl std::fmt::Debug for Parts {
@@ -307,7 +358,8 @@ impl std::fmt::Debug for Parts {
 
 impl Parts {
     fn new(of: usize, head: Received) -> Self {
-        Self { head: Received { data: Bytes::new(), ..head }, bodies: vec![None; of], leases: Vec::new() }
+        let head = Received { data: Bytes::new(), ..head };
+        Self { head, bodies: vec![None; of], leases: Vec::new(), is_new: false }
     }
 
     /// Whether `body` was missing.

@@ -5,7 +5,7 @@ use messagepipeline::{
     Attributes, DeadLetter, DeadLetters, Enrichment, ErrorClass, Message, Publisher, Skipped, Timestamp,
     all_done,
 };
-use pubsub::{ConsumerOptions, Dropped, Letter, PublisherOptions, Record};
+use pubsub::{ConsumerOptions, Dropped, Letter, PublisherOptions, Record, SubscriptionSpec};
 use std::time::Duration;
 use testkit::servers::{PubSubEmulator, SubscriptionSettings};
 
@@ -243,4 +243,81 @@ async fn what_the_service_gave_up_itself_says_from_which_subscription_and_is_the
     assert_eq!((foreign.subscription.as_deref(), foreign.deliveries), (Some(service), 100));
     assert_eq!(foreign.message.id.to_string(), id);
     assert_eq!(foreign.message.attributes, Attributes::from_iter([("device_id", "d1")]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_ends_while_records_keep_coming_and_has_all_that_was_there_before() {
+    let test = "a_listing_ends_while_records_keep_coming_and_has_all_that_was_there_before";
+    let Some(emulator) = PubSubEmulator::shared(test) else { return };
+    let project = emulator.new_project();
+    project.create_topic("dead");
+    project.create_subscription(READER, "dead", &SubscriptionSettings::default());
+    let client = client(&emulator.endpoint(), &project);
+    let source = messages(3);
+    let letters = client.dead_letters("dead");
+    letters.put(source.iter().cloned().map(letter).collect()).await.unwrap();
+    let skips = letters.clone();
+    let busy = tokio::spawn(async move {
+        loop {
+            let skip = |message: Message| Skipped { id: message.id, stage: "s".into(), rule: "r".into() };
+            skips.record_skips(messages(1).into_iter().map(skip).collect()).await.unwrap();
+        }
+    });
+    let mut found = Vec::new();
+    let show = |record| match record {
+        Record::Letter(letter) => found.push(letter.message.id),
+        other => assert!(matches!(other, Record::Skip(_))),
+    };
+    let reader = client.letters(READER);
+    let listing = reader.list(1_000_000, Duration::from_secs(2), show);
+    let listing = tokio::time::timeout(Duration::from_secs(60), listing).await;
+    busy.abort();
+    assert!(listing.expect("it ends").unwrap().is_complete);
+    found.sort_unstable();
+    let mut put = ids(&source);
+    put.sort_unstable();
+    assert_eq!(found, put);
+}
+
+/// Twelve messages make six letters; ten messages are taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_that_reaches_its_bound_says_so_and_takes_no_letter_for_torn() {
+    let test = "a_listing_that_reaches_its_bound_says_so_and_takes_no_letter_for_torn";
+    let Some(emulator) = PubSubEmulator::shared(test) else { return };
+    let project = emulator.new_project();
+    project.create_topic("dead");
+    project.create_subscription(READER, "dead", &SubscriptionSettings::default());
+    let client = client(&emulator.endpoint(), &project);
+    let ids: Vec<String> = messages(6).iter().map(|message| message.id.to_string()).collect();
+    for part in ["1/2", "2/2"] {
+        for id in &ids {
+            let attributes = [
+                ("millstream_record", "letter"),
+                ("millstream_stage", "bigquery"),
+                ("millstream_id", id.as_str()),
+                ("millstream_time", "2026-01-01T00:00:00Z"),
+                ("millstream_part", part),
+            ];
+            project.publish("dead", &[(b"half", &attributes)]);
+        }
+    }
+    let mut are_whole = Vec::new();
+    let show = |record| match record {
+        Record::Letter(letter) => are_whole.push(letter.is_whole),
+        other => panic!("{other:?}"),
+    };
+    let listing = client.letters(READER).list(10, Duration::from_secs(3), show).await.unwrap();
+    assert!(!listing.is_complete);
+    assert!(are_whole.iter().all(|is_whole| *is_whole), "{are_whole:?}");
+}
+
+#[tokio::test]
+async fn a_subscription_that_we_make_never_expires() {
+    let Some(emulator) = PubSubEmulator::shared("a_subscription_that_we_make_never_expires") else { return };
+    let project = emulator.new_project();
+    project.create_topic("dead");
+    let client = client(&emulator.endpoint(), &project);
+    assert!(client.create_subscription(&SubscriptionSpec::new(READER, "dead")).await.unwrap());
+    let described = project.describe_subscription(READER);
+    assert_eq!(described["expirationPolicy"], serde_json::json!({}), "{described:#}");
 }

@@ -217,6 +217,15 @@ impl PubSubProject {
         self.call("PUT", &self.subscription(subscription), &body);
     }
 
+    /// A subscription as the service describes it.
+    ///
+    /// # Panics
+    /// When it is not there.
+    #[must_use]
+    pub fn describe_subscription(&self, subscription: &str) -> Value {
+        http::call(self.port, "GET", &format!("/v1/{}", self.subscription(subscription)), None)
+    }
+
     /// Deletes a subscription with all it holds.
     ///
     /// # Panics
