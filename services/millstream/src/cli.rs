@@ -380,6 +380,9 @@ Example:
         /// Why they are not wanted any more
         #[arg(long, value_name = "TEXT")]
         why: String,
+        /// Also letters on Pub/Sub of which parts are missing: what has come of them is deleted, the rest stays
+        #[arg(long)]
+        torn: bool,
     },
 }
 

@@ -46,7 +46,8 @@ pub(super) fn run(common: &Common, command: DeadLettersCommand) -> Result<Exit, 
             show(&BusReader::open(folder.bus())?, &id, stage.as_deref(), payload, json)
         }
         DeadLettersCommand::Retry(arguments) => work::retry(common, &arguments),
-        DeadLettersCommand::Drop { letters, why } => work::drop_letters(common, &letters, why),
+        // A letter of the embedded bus lies there whole.
+        DeadLettersCommand::Drop { letters, why, torn: _ } => work::drop_letters(common, &letters, why),
     }
 }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 /// When no letter has come for so long, there are no more.
 const QUIET: Duration = Duration::from_secs(3);
-/// Letters held at once at most.
+/// Messages of the topic that are held at once at most; the service sends no more than are held.
 const MAX_HELD: usize = 1_000_000;
 /// Letters that are worked on together, and their bytes.
 const PAGE: usize = 256;
@@ -45,10 +45,14 @@ pub(super) fn run(config: &Config, command: DeadLettersCommand) -> Result<Exit, 
             DeadLettersCommand::Show { id, stage, payload, json } => {
                 view.show(message_id(&id)?, stage.as_deref(), payload, json).await
             }
-            DeadLettersCommand::Retry(letters) => view.work(config, &letters, Operation::Retry, "").await,
-            DeadLettersCommand::Drop { letters, why } => {
+            DeadLettersCommand::Retry(letters) => {
+                let order = Order { operation: Operation::Retry, why: String::new(), takes_torn: false };
+                view.work(config, &letters, order).await
+            }
+            DeadLettersCommand::Drop { letters, why, torn } => {
                 check_reason(&why)?;
-                view.work(config, &letters, Operation::Drop, &why).await
+                let order = Order { operation: Operation::Drop, why, takes_torn: torn };
+                view.work(config, &letters, order).await
             }
         }
     })
@@ -75,6 +79,9 @@ impl View {
                 shown += 1;
                 print(&line(&letter, json))?;
             }
+        }
+        if shown < limit {
+            say_if_not_all(&session);
         }
         give_back(session).await;
         let more = if shown == limit { "; there may be more: raise --limit" } else { "" };
@@ -104,30 +111,27 @@ impl View {
             }
             shown |= !payload || letter.state == "dead";
         }
+        let is_complete = say_if_not_all(&session);
         give_back(session).await;
         if !shown {
+            let place = if is_complete { "" } else { " among those that were looked at" };
             return Err(Failure::failed(format!(
-                "no dead letter with the id {id}; `dead-letters list` shows what there is"
+                "no dead letter with the id {id}{place}; `dead-letters list` shows what there is"
             )));
         }
         Ok(Exit::Done)
     }
 
-    async fn work(
-        &self,
-        config: &Config,
-        letters: &LetterWork,
-        operation: Operation,
-        why: &str,
-    ) -> Result<Exit, Failure> {
+    async fn work(&self, config: &Config, letters: &LetterWork, order: Order) -> Result<Exit, Failure> {
+        let past = past(order.operation);
         let filter = LetterFilter { state: Some("dead".to_owned()), ..selected(letters)? };
-        let desk = Desk::new(self.bus.clone(), config, operation, why)?;
+        let desk = Desk::new(self.bus.clone(), config, order)?;
         let (mut session, mut sums) = (self.open().await?, Sums::default());
         let mut found = HashSet::new();
         let worked =
             self.go_through(&mut session, &filter, &desk, letters.dry_run, &mut found, &mut sums).await;
+        let is_complete = worked.is_err() || say_if_not_all(&session);
         let closed = session.close().await;
-        let past = past(operation);
         worked.map_err(|failure| sums.explain(failure, past))?;
         if let Err(error) = closed {
             say(&error.to_string());
@@ -141,10 +145,10 @@ impl View {
         } else {
             print(&format!("{} {past}, {} cannot be\n", sums.done, sums.refused))?;
         }
-        Ok(if absent.is_empty() && sums.refused == 0 { Exit::Done } else { Exit::Failed })
+        Ok(if absent.is_empty() && sums.refused == 0 && is_complete { Exit::Done } else { Exit::Failed })
     }
 
-    /// Works on the selected letters page by page, until no more come.
+    /// Works on the selected letters page by page, until all that were there have come.
     async fn go_through(
         &self,
         session: &mut LetterSession,
@@ -160,10 +164,12 @@ impl View {
             let is_end = record.is_none();
             if let Some(work) = record.and_then(|record| self.work_on(record, filter)) {
                 found.insert(work.letter.message.id);
-                bytes += work.letter.message.weight();
-                if dry_run {
+                if let Some(why) = desk.refusal(&work) {
+                    refuse(sums, &work, why);
+                } else if dry_run {
                     sums.done += 1;
                 } else {
+                    bytes += work.letter.message.weight();
                     page.push(work);
                 }
             }
@@ -262,6 +268,26 @@ async fn give_back(session: LetterSession) {
     let _ = session.close().await;
 }
 
+/// Says it when a session has seen only a part of the topic; whether it has seen all.
+fn say_if_not_all(session: &LetterSession) -> bool {
+    if !session.is_complete() {
+        say(&format!(
+            "only {MAX_HELD} messages of the dead letter topic could be looked at, and there are more; docs/deploy.md \
+             (Dead letters) says how old ones are taken away"
+        ));
+    }
+    session.is_complete()
+}
+
+/// What is to be done with letters.
+struct Order {
+    operation: Operation,
+    /// Why they are dropped.
+    why: String,
+    /// Whether also letters are dropped of which parts are missing.
+    takes_torn: bool,
+}
+
 /// A letter to work on.
 struct Work {
     key: RecordKey,
@@ -271,26 +297,39 @@ struct Work {
 
 /// Where letters are retried or dropped.
 struct Desk {
-    operation: Operation,
+    order: Order,
     by: String,
-    why: String,
     letters: PubSubDeadLetters,
     ingest: Ingest,
     topics: BTreeMap<&'static str, PubSubPublisher>,
 }
 
 impl Desk {
-    fn new(bus: PubSubBus, config: &Config, operation: Operation, why: &str) -> Result<Self, Failure> {
+    fn new(bus: PubSubBus, config: &Config, order: Order) -> Result<Self, Failure> {
         let window = Window { messages: 10_000, bytes: PAGE_BYTES, max_attempts: 1 };
         let topics = [RAW, ENRICHED].map(|topic| (topic, bus.republisher(topic, window)));
         Ok(Self {
-            operation,
+            order,
             by: operator(),
-            why: why.to_owned(),
             letters: bus.kept_letters(),
             ingest: ingest_over(config, |topic| Ok(bus.publisher(topic, window)))?,
             topics: BTreeMap::from(topics),
         })
+    }
+
+    /// Why `work` cannot be done.
+    fn refusal(&self, work: &Work) -> Option<&'static str> {
+        let is_drop = self.order.operation == Operation::Drop;
+        if !work.is_whole && is_drop && !self.order.takes_torn {
+            return Some(
+                "some of its parts have not come; try again in a minute, or drop those that have with --torn",
+            );
+        }
+        if !work.is_whole && !is_drop {
+            return Some("some of its parts have not come; try again in a minute");
+        }
+        let is_known = topic_of(&work.letter.stage).is_some() || is_of_ingestion(&work.letter.stage);
+        (!is_drop && !is_known).then_some("nobody knows which stage it belongs to; it can be dropped")
     }
 
     /// Does with `page` what was asked for, and takes away what is done.
@@ -303,7 +342,7 @@ impl Desk {
         if page.is_empty() {
             return Ok(());
         }
-        let (keys, outcome) = match self.operation {
+        let (keys, outcome) = match self.order.operation {
             Operation::Drop => self.note_drops(page).await,
             Operation::Retry => self.retry(page, sums).await,
         };
@@ -322,7 +361,7 @@ impl Desk {
             stage: work.letter.stage.clone(),
             reason: work.letter.reason.clone(),
             by: self.by.clone(),
-            why: self.why.clone(),
+            why: self.order.why.clone(),
             at,
         };
         match self.letters.record_drops(page.iter().map(drop).collect()).await {
@@ -331,40 +370,23 @@ impl Desk {
         }
     }
 
-    /// Publishes the messages of `page`, those of a stage together.
+    /// Publishes the messages of `page`, those of a stage together. What was published is done also where others failed:
+    /// the first failure is told when all have an answer.
     async fn retry(&self, page: Vec<Work>, sums: &mut Sums) -> (Vec<RecordKey>, Result<(), StageError>) {
         let mut stages = BTreeMap::<String, Vec<Work>>::new();
         for work in page {
-            if work.is_whole {
-                stages.entry(work.letter.stage.clone()).or_default().push(work);
-            } else {
-                refuse(sums, &work, "some of its parts have not come; try again in a minute");
-            }
+            stages.entry(work.letter.stage.clone()).or_default().push(work);
         }
-        let mut done = Vec::new();
+        let (mut done, mut outcome) = (Vec::new(), Ok(()));
         for (stage, works) in stages {
             let messages: Vec<Message> = works.iter().map(|work| work.letter.message.clone()).collect();
-            let results = if let Some(publisher) = topic_of(&stage).and_then(|topic| self.topics.get(topic)) {
-                each(publisher.publish_again(messages, &stage).await, works.len())
-            } else if stage == ingestion_service::STAGE || stage == ingestion_service::FORWARD {
-                self.pass(messages).await
-            } else {
-                let why = "nobody knows which stage it belongs to; it can be dropped";
-                works.iter().for_each(|work| refuse(sums, work, why));
-                continue;
+            let results = match topic_of(&stage).and_then(|topic| self.topics.get(topic)) {
+                Some(publisher) => each(publisher.publish_again(messages, &stage).await, works.len()),
+                None => self.pass(again(messages)).await,
             };
-            for (work, result) in works.into_iter().zip(results) {
-                match result {
-                    Ok(()) => done.push(work.key),
-                    Err(error) if error.class() == ErrorClass::Permanent => {
-                        refuse(sums, &work, error.detail())
-                    }
-                    // It is about the topic, and none of the rest would fare better.
-                    Err(error) => return (done, Err(error)),
-                }
-            }
+            outcome = outcome.and(sort_out(works, results, &mut done, sums));
         }
-        (done, Ok(()))
+        (done, outcome)
     }
 
     /// What ingestion gave up goes through its rules as they are now.
@@ -385,6 +407,36 @@ impl Desk {
     }
 }
 
+fn is_of_ingestion(stage: &str) -> bool {
+    stage == ingestion_service::STAGE || stage == ingestion_service::FORWARD
+}
+
+/// The messages as such that may be there already: a letter whose retry was not noted is retried once more.
+fn again(mut messages: Vec<Message>) -> Vec<Message> {
+    for message in &mut messages {
+        message.attempt = message.attempt.max(2);
+    }
+    messages
+}
+
+/// Notes what was published in `done` and what cannot be in `sums`; answers with the first failure that is about the topic.
+fn sort_out(
+    works: Vec<Work>,
+    results: Vec<Result<(), StageError>>,
+    done: &mut Vec<RecordKey>,
+    sums: &mut Sums,
+) -> Result<(), StageError> {
+    let mut outcome = Ok(());
+    for (work, result) in works.into_iter().zip(results) {
+        match result {
+            Ok(()) => done.push(work.key),
+            Err(error) if error.class() == ErrorClass::Permanent => refuse(sums, &work, error.detail()),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    outcome
+}
+
 fn refuse(sums: &mut Sums, work: &Work, why: &str) {
     sums.refuse(&work.letter.stage, &work.letter.message.id.to_string(), why);
 }
@@ -395,5 +447,70 @@ fn each(outcome: BatchOutcome, count: usize) -> Vec<Result<(), StageError>> {
         BatchOutcome::Done => (0..count).map(|_| Ok(())).collect(),
         BatchOutcome::Failed(error) => vec![Err(error)],
         BatchOutcome::Each(results) => results,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use messagepipeline::IdGenerator;
+    use pubsub::Letter;
+
+    fn works(count: usize) -> Vec<Work> {
+        let ids = IdGenerator::default();
+        let work = |_| {
+            let message = Message::new(ids.next_id(), "{}", SystemClock.now());
+            let at = message.publish_time;
+            let stage = enrichment_service::STAGE.to_owned();
+            let record = Record::Letter(Box::new(Letter {
+                message: message.clone(),
+                stage: stage.clone(),
+                reason: "refused".to_owned(),
+                detail: String::new(),
+                attempts: 1,
+                ended: None,
+                is_whole: true,
+            }));
+            let letter = StoredLetter {
+                subscription: None,
+                topic: None,
+                stage,
+                reason: "refused".to_owned(),
+                detail: String::new(),
+                attempts: 1,
+                first_dead_at: at,
+                dead_at: at,
+                state: "dead".to_owned(),
+                retries: 0,
+                ended: None,
+                message,
+            };
+            Work { key: record.key(), letter, is_whole: true }
+        };
+        (0..count).map(work).collect()
+    }
+
+    #[test]
+    fn what_was_published_behind_a_failure_is_taken_away_and_the_first_failure_is_told() {
+        let works = works(5);
+        let keys: Vec<_> = works.iter().map(|work| work.key.clone()).collect();
+        let results = vec![
+            Ok(()),
+            Err(StageError::transient("first", "not now")),
+            Ok(()),
+            Err(StageError::permanent("never", "it does not fit")),
+            Err(StageError::transient("second", "not now")),
+        ];
+        let (mut done, mut sums) = (Vec::new(), Sums::default());
+        let error = sort_out(works, results, &mut done, &mut sums).unwrap_err();
+        assert_eq!((error.reason(), sums.refused), ("first", 1));
+        assert_eq!(done, [keys[0].clone(), keys[2].clone()]);
+    }
+
+    #[test]
+    fn a_message_that_is_retried_through_the_rules_counts_as_delivered_before() {
+        let messages: Vec<Message> = works(1).into_iter().map(|work| work.letter.message).collect();
+        assert_eq!(messages[0].attempt, 1);
+        assert_eq!(again(messages)[0].attempt, 2);
     }
 }
