@@ -10,7 +10,7 @@ use icestore::{
     LocationSources, NameRange, ObjectReader, ObjectStore, Prefix, PutOutcome, payload_fingerprint,
 };
 use messagepipeline::{
-    BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Digest, Enrichment, ErrorClass, Item,
+    BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Clock, Digest, Enrichment, ErrorClass, Item,
     Message, ServiceOptions, Shutdown, StageError, Summary, SystemClock, Timestamp,
 };
 use std::sync::Arc;
@@ -81,6 +81,19 @@ fn again(messages: &[Message]) -> Vec<Message> {
     messages.iter().map(|message| Message { attempt: 2, ..message.clone() }).collect()
 }
 
+/// The messages as received one each second from `first` on.
+fn received(mut messages: Vec<Message>, first: Timestamp) -> Vec<Message> {
+    for (second, message) in (0..).zip(&mut messages) {
+        message.publish_time = Timestamp::from_micros(first.as_micros() + second * 1_000_000);
+    }
+    messages
+}
+
+/// A time after the start of every process of a test.
+fn later() -> Timestamp {
+    Timestamp::from_micros(SystemClock.now().as_micros() + 3_600_000_000)
+}
+
 async fn assert_lines(bucket: &mut Bucket, messages: &[Message]) {
     let mut expected: Vec<_> = messages.iter().map(|message| message.id).collect();
     expected.sort();
@@ -109,16 +122,17 @@ async fn a_bucket_passes_the_suite_of_archives() {
 }
 
 #[tokio::test]
-async fn an_object_costs_one_request_after_the_first_look_into_its_folder() {
-    let bucket = Bucket::new().await;
-    let processor = processor(bucket.store().await);
-    let [lists, ..] = bucket.requests();
-    let messages = suite::messages(100);
-    for part in messages.chunks(10) {
-        assert!(is_done(&processor.process(&items(part)).await));
+async fn an_object_costs_one_request_and_a_list_where_its_messages_were_received_before_the_start() {
+    for (first, lists_expected) in [(later(), 0), (Timestamp::from_micros(0), 10)] {
+        let bucket = Bucket::new().await;
+        let processor = processor(bucket.store().await);
+        let [lists, ..] = bucket.requests();
+        for part in received(suite::messages(100), first).chunks(10) {
+            assert!(is_done(&processor.process(&items(part)).await));
+        }
+        let [lists_after, reads, look_ups, uploads] = bucket.requests();
+        assert_eq!((lists_after - lists, reads, look_ups, uploads), (lists_expected, 0, 0, 10));
     }
-    let [lists_after, reads, look_ups, uploads] = bucket.requests();
-    assert_eq!((lists_after - lists, reads, look_ups, uploads), (1, 0, 0, 10));
 }
 
 #[tokio::test]
@@ -179,6 +193,40 @@ async fn a_kill_between_upload_and_settling_makes_no_second_line() {
     assert!(is_done(&processor.process(&items(&again(&messages[5..20]))).await));
     let mixed: Vec<_> = again(&messages[..5]).into_iter().chain(messages[20..].to_vec()).collect();
     assert!(is_done(&processor.process(&items(&mixed)).await));
+    assert_lines(&mut bucket, &messages).await;
+}
+
+#[tokio::test]
+async fn what_was_received_before_the_start_makes_no_second_line_though_nobody_counts_its_deliveries() {
+    let mut bucket = Bucket::new().await;
+    let messages = received(suite::messages(40), Timestamp::from_micros(0));
+    let before = processor(bucket.store().await);
+    for part in messages[..30].chunks(10) {
+        assert!(is_done(&before.process(&items(part)).await));
+    }
+    let processor = processor(bucket.store().await);
+    for part in [&messages[3..7], &messages[12..18], &messages[25..]] {
+        assert!(is_done(&processor.process(&items(part)).await));
+    }
+    assert_lines(&mut bucket, &messages).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_makes_no_second_line_whatever_of_the_same_folder_is_stored_before_its_messages_come_again()
+ {
+    let mut bucket = Bucket::new().await;
+    let options = GcsOptions { timeout: Duration::from_millis(300), ..bucket.options() };
+    let processor = processor(bucket.store_with(options).await);
+    let messages = received(suite::messages(20), later());
+    bucket.0.fault_always(GcsRequest::Upload, Some(GcsFault::LostReply));
+    bucket.0.fault_always(GcsRequest::Metadata, Some(GcsFault::Status(503)));
+    let error = failure(processor.process(&items(&messages[..10])).await);
+    assert_eq!(error.class(), ErrorClass::Transient);
+    bucket.0.fault_always(GcsRequest::Upload, None);
+    bucket.0.fault_always(GcsRequest::Metadata, None);
+    for part in [&messages[10..], &messages[5..10], &messages[..5]] {
+        assert!(is_done(&processor.process(&items(part)).await));
+    }
     assert_lines(&mut bucket, &messages).await;
 }
 

@@ -1,13 +1,13 @@
 //! What this process knows of the bucket: pure state, bounded.
 
 use crate::{ArchiveObject, LineRef};
-use messagepipeline::MessageId;
+use messagepipeline::{MessageId, Timestamp};
 use std::collections::{HashMap, HashSet};
 
-/// Folders remembered as looked into. Beyond it all are forgotten, which costs a list each.
+/// Folders remembered as doubtful. Beyond it their doubts become one about all folders.
 const MAX_FOLDERS: usize = 10_000;
 
-/// Ids of archived messages, the objects they came from, and the folders that were looked into.
+/// Ids of archived messages, the objects they came from, and until when messages may be archived unknown to us.
 ///
 /// Two generations: when the young one is full the old one is forgotten and the young one becomes old. An object and
 /// its ids lie in one generation, so an object that counts as seen has its ids remembered.
@@ -17,7 +17,10 @@ pub(super) struct Memory {
     old: Generation,
     /// Ids in one generation.
     capacity: usize,
-    looked: HashSet<String>,
+    /// Messages received until then, in whatever folder, may have been archived by somebody before us.
+    unknown_until: Timestamp,
+    /// The last messages of objects that seemed to fail and may be there, by folder.
+    doubts: HashMap<String, Timestamp>,
     /// Ids of objects that are on their way.
     claimed: HashSet<MessageId>,
 }
@@ -40,12 +43,14 @@ pub(super) enum Claim {
 }
 
 impl Memory {
-    pub(super) fn new(remembered: usize) -> Self {
+    /// Keeps `remembered` ids at most. What was received until `unknown_until` may be in the bucket already.
+    pub(super) fn new(remembered: usize, unknown_until: Timestamp) -> Self {
         Self {
             young: Generation::default(),
             old: Generation::default(),
             capacity: (remembered / 2).max(1),
-            looked: HashSet::new(),
+            unknown_until,
+            doubts: HashMap::new(),
             claimed: HashSet::new(),
         }
     }
@@ -95,20 +100,22 @@ impl Memory {
         self.young.objects.contains(name) || self.old.objects.contains(name)
     }
 
-    pub(super) fn has_looked(&self, folder: &str) -> bool {
-        self.looked.contains(folder)
+    /// Whether messages of `folder` that nobody counts as delivered before, the first of them received at
+    /// `first_received`, may be in the bucket without our knowing.
+    pub(super) fn is_doubtful(&self, folder: &str, first_received: Timestamp) -> bool {
+        first_received <= self.unknown_until
+            || self.doubts.get(folder).is_some_and(|until| first_received <= *until)
     }
 
-    pub(super) fn looked(&mut self, folder: &str) {
-        if self.looked.len() >= MAX_FOLDERS {
-            self.looked.clear();
+    /// An object of `folder` seemed to fail and may be there, or come to be there: its messages, the last of them
+    /// received at `last_received`, are looked for whenever they come.
+    pub(super) fn doubt(&mut self, folder: &str, last_received: Timestamp) {
+        if !self.doubts.contains_key(folder) && self.doubts.len() >= MAX_FOLDERS {
+            let doubts = std::mem::take(&mut self.doubts);
+            self.unknown_until = doubts.into_values().fold(self.unknown_until, Ord::max);
         }
-        self.looked.insert(folder.to_owned());
-    }
-
-    /// The next object of `folder` looks again: one that seemed to fail may be there.
-    pub(super) fn doubt(&mut self, folder: &str) {
-        self.looked.remove(folder);
+        let until = self.doubts.entry(folder.to_owned()).or_insert(last_received);
+        *until = last_received.max(*until);
     }
 }
 
@@ -128,7 +135,7 @@ mod tests {
         fn it_stays_bounded_and_an_object_it_has_seen_has_all_its_ids_remembered(
             sizes in proptest::collection::vec(1_usize..40, 1..40),
         ) {
-            let mut memory = Memory::new(100);
+            let mut memory = Memory::new(100, at(0));
             let objects: Vec<_> = sizes.into_iter().map(lines).collect();
             for (at, object) in objects.iter().enumerate() {
                 memory.record(&at.to_string(), object);
@@ -145,16 +152,28 @@ mod tests {
         }
     }
 
+    fn at(second: usize) -> Timestamp {
+        Timestamp::from_micros(second as i64 * 1_000_000)
+    }
+
     #[test]
-    fn folders_are_bounded_and_a_doubtful_one_is_looked_into_again() {
-        let mut memory = Memory::new(100);
-        for number in 0..=MAX_FOLDERS {
-            memory.looked(&number.to_string());
+    fn what_was_received_before_the_start_is_doubtful_in_every_folder_and_stays_so() {
+        let memory = Memory::new(100, at(10));
+        assert!(memory.is_doubtful("loc", at(9)) && memory.is_doubtful("other", at(10)));
+        assert!(!memory.is_doubtful("loc", at(11)));
+    }
+
+    #[test]
+    fn folders_are_bounded_and_no_doubt_is_ever_forgotten() {
+        let mut memory = Memory::new(100, at(0));
+        for number in 1..=2 * MAX_FOLDERS + 1 {
+            memory.doubt(&number.to_string(), at(number));
+            memory.doubt(&number.to_string(), at(1));
         }
-        assert!(memory.looked.len() <= MAX_FOLDERS);
-        let last = MAX_FOLDERS.to_string();
-        assert!(memory.has_looked(&last));
-        memory.doubt(&last);
-        assert!(!memory.has_looked(&last));
+        assert!(memory.doubts.len() <= MAX_FOLDERS);
+        for number in 1..=2 * MAX_FOLDERS + 1 {
+            assert!(memory.is_doubtful(&number.to_string(), at(number)));
+        }
+        assert!(!memory.is_doubtful("1", at(2 * MAX_FOLDERS + 2)));
     }
 }

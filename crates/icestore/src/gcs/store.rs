@@ -6,13 +6,16 @@ use super::memory::{Claim, Memory};
 use super::{metadata, recall};
 use crate::{ArchiveObject, Error, LineRef, ObjectStore, PutOutcome};
 use futures_util::future::BoxFuture;
-use messagepipeline::{Clock, ErrorClass, MessageId, StageError};
+use messagepipeline::{Clock, ErrorClass, MessageId, StageError, Timestamp};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
 /// Names tried for one object. All but the first are needed only when somebody else puts objects under our names.
 const NAMES: u32 = 8;
+/// By how much less than this the clocks differ of those who receive messages and of us.
+const CLOCKS: Duration = Duration::from_secs(60);
 
 /// Objects in a Cloud Storage bucket.
 #[derive(Clone)]
@@ -25,7 +28,7 @@ struct Inner {
     memory: Mutex<Memory>,
     /// Some object's ids are no longer claimed.
     released: Notify,
-    /// One look at a time: the next one may find that it is not needed any more.
+    /// One look at a time: the next one finds remembered what this one read.
     looks: Semaphore,
 }
 
@@ -41,9 +44,10 @@ impl GcsStore {
     /// # Errors
     /// When the endpoint is no URL or the client cannot be set up.
     pub async fn new(options: GcsOptions, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        let unknown_until = moved(clock.now(), CLOCKS.as_micros(), i64::saturating_add);
         Ok(Self(Arc::new(Inner {
             client: Client::new(&options).await?,
-            memory: Mutex::new(Memory::new(options.remembered)),
+            memory: Mutex::new(Memory::new(options.remembered, unknown_until)),
             options,
             clock,
             released: Notify::new(),
@@ -146,30 +150,26 @@ impl Inner {
         }
         let outcome = self.upload(object).await;
         if outcome.is_err() {
-            self.memory.lock().doubt(object.name.folder());
+            self.memory.lock().doubt(object.name.folder(), object.last_received);
         }
         outcome
     }
 
+    /// A look reads only what meets its own object, so it never makes another object's look needless.
     fn must_look(&self, object: &ArchiveObject) -> bool {
-        object.redelivered || !self.memory.lock().has_looked(object.name.folder())
+        let is_doubtful = || self.memory.lock().is_doubtful(object.name.folder(), object.first_received);
+        object.redelivered || is_doubtful()
     }
 
     /// Remembers what is in the bucket of the messages of `object`.
     async fn look(&self, object: &ArchiveObject) -> Result<(), Error> {
         let Ok(_turn) = self.looks.acquire().await else { return Ok(()) };
-        if !self.must_look(object) {
-            return Ok(());
-        }
-        let recall = i64::try_from(self.options.recall.as_micros()).unwrap_or(i64::MAX);
-        let since = self.clock.now().as_micros().saturating_sub(recall);
-        let since = messagepipeline::Timestamp::from_micros(since);
+        let since = moved(self.clock.now(), self.options.recall.as_micros(), i64::saturating_sub);
         let is_new = |name: &str| !self.memory.lock().has_seen(name);
         let candidates = recall::candidates(&self.client, object, since, is_new).await?;
         for stored in &candidates {
             self.learn_if_readable(&stored.name, object).await?;
         }
-        self.memory.lock().looked(object.name.folder());
         if !candidates.is_empty() {
             tracing::debug!(
                 objects = candidates.len(),
@@ -231,4 +231,9 @@ impl Inner {
             other => other,
         }
     }
+}
+
+/// `time` moved by so many microseconds.
+fn moved(time: Timestamp, micros: u128, by: fn(i64, i64) -> i64) -> Timestamp {
+    Timestamp::from_micros(by(time.as_micros(), i64::try_from(micros).unwrap_or(i64::MAX)))
 }
