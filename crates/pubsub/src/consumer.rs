@@ -5,9 +5,11 @@ use crate::confirm::Confirmer;
 use crate::error::PubSubError;
 use crate::options::ConsumerOptions;
 use crate::pump::Pump;
+use crate::streams::Streams;
 use crate::tally::Tally;
 use crate::window::{Limits, Window};
 use crate::wire::Decoder;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use google_cloud_pubsub::subscriber::ShutdownToken;
 use google_cloud_pubsub::subscriber::handler::{ExactlyOnce, Handler};
@@ -73,7 +75,7 @@ struct State {
     is_closing: bool,
     failure: Option<PubSubError>,
     /// Every stream that may still have verdicts to send.
-    streams: Vec<ShutdownToken>,
+    streams: Streams<ShutdownToken>,
     /// What had no verdict was given back; verdicts come too late.
     is_closed: bool,
 }
@@ -158,7 +160,7 @@ impl PubSubConsumer {
             let _ = timeout_at(until, confirmer).await.map_err(|_| late())?;
             self.confirmer = None;
         }
-        let streams = self.shared.state.lock().streams.clone();
+        let streams = self.shared.state.lock().streams.all();
         timeout_at(until, join_all(streams.iter().map(ShutdownToken::shutdown))).await.map_err(|_| late())?;
         match self.shared.state.lock().unconfirmed {
             0 => Ok(()),
@@ -247,13 +249,11 @@ impl Shared {
         self.state.lock().failure = None;
     }
 
-    /// A stream was opened. Those that have ended and sent everything are forgotten.
-    pub(crate) fn keep(&self, stream: ShutdownToken) {
-        let mut state = self.state.lock();
-        if state.streams.len() >= STREAMS_REMEMBERED {
-            state.streams.remove(0);
-        }
-        state.streams.push(stream);
+    /// The pump `number` opened a stream. Those that have ended and sent everything are forgotten.
+    pub(crate) fn keep(&self, number: u64, stream: ShutdownToken) {
+        // Asked only of streams that were dropped, and so are told to shut down already.
+        let done = |ended: &ShutdownToken| ended.shutdown().now_or_never().is_some();
+        self.state.lock().streams.keep(number, stream, done);
     }
 
     /// Waits until less is held than may be. A message that was settled and keeps its place in the window behind an older
@@ -343,9 +343,6 @@ impl Shared {
         self.room.notify_waiters();
     }
 }
-
-/// Streams whose verdicts `close` waits for. A stream that was replaced long ago has sent them.
-const STREAMS_REMEMBERED: usize = 256;
 
 impl State {
     /// Messages and bytes held.

@@ -27,6 +27,7 @@ mod publisher;
 mod pump;
 mod records;
 mod simple;
+mod streams;
 mod tally;
 mod unsure;
 mod window;

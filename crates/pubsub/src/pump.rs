@@ -55,7 +55,7 @@ impl Pump {
         loop {
             let ended = match self.client.open_stream(&self.subscription, self.limits()).await {
                 Ok(stream) => {
-                    self.shared.keep(stream.shutdown_token());
+                    self.shared.keep(self.number, stream.shutdown_token());
                     self.read(chunks(stream), &mut backoff).await
                 }
                 Err(error) => Ended::Failed(error),
