@@ -1,7 +1,8 @@
 //! Appending through the Storage Write API: the only file that knows the crate `bigquery`.
 //!
 //! Each call has a connection of its own for its time, taken from those that lie idle. A connection whose answers do
-//! not come is thrown away, because nobody can say what became of its requests.
+//! not come is thrown away, because nobody can say what became of its requests, and the idle ones with it: what broke it
+//! may have broken them, and each would cost a deadline of its own.
 
 use super::error::{in_words, without_values};
 use super::rows::TypedRow;
@@ -167,7 +168,10 @@ impl Appender {
                 self.idle.lock().push(connection);
             }
             // Nobody knows what is still on its way.
-            Err(Error::Deadline { .. }) => self.pause(),
+            Err(Error::Deadline { .. }) => {
+                self.pause();
+                drop(std::mem::take(&mut *self.idle.lock()));
+            }
             Err(error) => {
                 if !matches!(error, Error::Refused { .. } | Error::Changing(_)) {
                     self.pause();
