@@ -21,9 +21,12 @@ pub struct IngestionConfig {
     /// is there, so neither the way to Pub/Sub nor an outage of it slows devices down. For the program `ingestion`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spool: Option<SpoolConfig>,
-    /// Writes the ids of all published messages to `ledger/` of the data folder, 16 bytes each; `millstream books`
-    /// compares the sinks with them. For the program `ingestion`.
+    /// Writes the ids of all messages to `ledger/` of the data folder, 16 bytes each (32 with `spool`); `millstream
+    /// books` compares the sinks with them. For the program `ingestion`.
     pub ledger: bool,
+    /// Ids in the ledger are kept for so long, then deleted by whole days (UTC); `millstream books` names what is missing
+    /// for so long. At least 1d. Not longer than the sinks keep what they have.
+    pub ledger_keep: Duration,
     /// Which messages go to which topic; the first filter that matches decides. A message that matches none is a dead
     /// letter.
     pub routes: Vec<Route>,
@@ -50,6 +53,7 @@ impl Default for IngestionConfig {
             broker: None,
             spool: None,
             ledger: true,
+            ledger_keep: Duration::from_hours(30 * 24),
             routes: mqttconverter::routing::default_routes(),
             device_id: DeviceIdRule::default(),
             message_id: None,

@@ -1,14 +1,18 @@
-//! The ledger: the ids of all messages that ingestion has published, for the books.
+//! The ledger: the ids of all messages that ingestion has taken on, for the books.
 //!
 //! Where no bus keeps a history (Pub/Sub forgets what is acknowledged), the books compare the sinks with these files. A
-//! file is a row of ids, 16 bytes each, and never changes once it is there but by growing; a process writes one of
-//! its own, so replicas need no agreement. Between the ids stand marks of the time, at most one a second: a device's own
-//! id tells none, and the books must know what is still on its way.
+//! file is a row of ids, 16 bytes each, and never changes once it is there but by growing; a process writes its own, so
+//! replicas need no agreement. Between the ids stand marks of the time, at most one a second: a device's own id tells
+//! none, and the books must know what is still on its way.
+//!
+//! A file is of one day (UTC) and is written on that day only. So one whose day is over can be deleted whole, and is
+//! when it is older than `ingestion.ledger_keep`: the ledger shares its disk with the spool.
 //!
 //! Ids are written after their messages are durable and before they are acknowledged to the device. So an id that is
 //! missing in the sinks is a loss, and a message whose id the ledger has not (the process died between the two) is
-//! one whose device has no acknowledgement. What is written outlives the process; it is not synced for each batch, so
-//! a machine that loses its power may lose the last ids.
+//! one whose device has no acknowledgement. Behind a spool there are two kinds of files: what the spool has on disk, and
+//! what the bus has. What stands in the first alone is still in the spool. What is written outlives the process; it is
+//! not synced for each batch, so a machine that loses its power may lose the last ids.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -24,38 +28,83 @@ use std::time::Duration;
 /// Folder of the ledger below the data folder.
 pub const LEDGER_FOLDER: &str = "ledger";
 
-/// Ending of the files.
-const EXTENSION: &str = "ids";
 /// Bytes of an id, and of a mark.
 const ID: usize = 16;
 /// A mark begins so, and the time in microseconds follows. No id does: there the version of the UUID is zero.
 const MARK: [u8; 8] = [0; 8];
 /// Time between two marks.
 const MARK_EVERY: Duration = Duration::from_secs(1);
+/// Microseconds of a day.
+const DAY: i64 = 86_400_000_000;
+/// Characters of a day in a file's name, `2026-03-01`.
+const DAY_LENGTH: usize = 10;
 
-/// The ledger of this process. Cloning shares it.
+/// What a file's ids have reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// The bus.
+    Bus,
+    /// The spool on this machine.
+    Spool,
+}
+
+impl Reached {
+    /// Ending of the files.
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Bus => "ids",
+            Self::Spool => "spooled",
+        }
+    }
+
+    /// What the file at `path` tells, if it is one of a ledger.
+    fn of(path: &Path) -> Option<Self> {
+        let extension = path.extension()?;
+        [Self::Bus, Self::Spool].into_iter().find(|kind| extension == kind.extension())
+    }
+}
+
+/// Where and how a ledger is kept.
+#[derive(Clone, Debug)]
+pub struct LedgerOptions {
+    /// Its folder, which is created when it is not there.
+    pub folder: PathBuf,
+    /// Unlike that of any other process that ever wrote there.
+    pub name: MessageId,
+    /// How long ids are kept at least. They go with the file of their day.
+    pub keep: Duration,
+}
+
+/// A ledger of this process. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Ledger(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    path: PathBuf,
+    options: LedgerOptions,
+    reached: Reached,
     open: Mutex<Open>,
     clock: Arc<dyn Clock>,
     is_failing: AtomicBool,
 }
 
+/// The file of a day.
 #[derive(Debug)]
 struct Open {
     file: File,
+    /// Days since 1970.
+    day: i64,
     /// Bytes of the whole ids and marks in it.
     length: u64,
+    /// Whether something may stand behind them.
+    is_torn: bool,
     marked: Option<Timestamp>,
 }
 
 impl Open {
     /// Writes `ids`, behind a mark of the time where the last one is old.
     fn add(&mut self, ids: &[MessageId], now: Timestamp) -> io::Result<()> {
+        self.mend()?;
         let is_marked = self.marked.is_some_and(|marked| marked <= now && now < marked.plus(MARK_EVERY));
         let mut bytes = Vec::with_capacity((ids.len() + 1) * ID);
         if !is_marked {
@@ -63,33 +112,91 @@ impl Open {
             bytes.extend_from_slice(&now.as_micros().to_be_bytes());
         }
         bytes.extend(ids.iter().flat_map(|id| *id.as_bytes()));
-        match self.file.write_all(&bytes) {
-            Ok(()) => {
-                self.length += bytes.len() as u64;
-                self.marked = if is_marked { self.marked } else { Some(now) };
-                Ok(())
+        if let Err(error) = self.file.write_all(&bytes) {
+            self.is_torn = true;
+            // Readers are spared the part at once where that works; before the next ids it must.
+            let _ = self.mend();
+            return Err(error);
+        }
+        self.length += bytes.len() as u64;
+        self.marked = if is_marked { self.marked } else { Some(now) };
+        Ok(())
+    }
+
+    /// Cuts off the part of an id that a failed write left: it would shift all that come after it.
+    fn mend(&mut self) -> io::Result<()> {
+        if self.is_torn {
+            self.file.set_len(self.length)?;
+            self.is_torn = false;
+        }
+        Ok(())
+    }
+}
+
+impl LedgerOptions {
+    /// Opens the file of the day `now`, which is there already when the clock was set back.
+    fn open(&self, reached: Reached, now: Timestamp) -> io::Result<Open> {
+        let path = self.folder.join(format!("{}_{}.{}", day(now), self.name, reached.extension()));
+        let file = OpenOptions::new().append(true).create(true).open(&path)?;
+        let written = file.metadata()?.len();
+        let length = written - written % ID as u64;
+        let is_torn = written != length;
+        Ok(Open { file, day: now.as_micros().div_euclid(DAY), length, is_torn, marked: None })
+    }
+
+    /// Deletes the files whose whole day is longer ago than `keep`. They are written no more, by nobody.
+    fn forget(&self, now: Timestamp) {
+        let kept = i64::try_from(self.keep.as_micros()).unwrap_or(i64::MAX);
+        let oldest = day(Timestamp::from_micros(now.as_micros().saturating_sub(kept).max(0)));
+        let is_old = |path: &Path| day_of(path).is_some_and(|day| day < oldest.as_str());
+        let old = std::fs::read_dir(&self.folder).and_then(|entries| {
+            let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+            paths
+                .filter(|path| path.as_ref().map_or(true, |path| is_old(path)))
+                .collect::<io::Result<Vec<_>>>()
+        });
+        let deleted = old.and_then(|paths| {
+            paths.iter().try_for_each(std::fs::remove_file)?;
+            Ok(paths.len())
+        });
+        let folder = self.folder.display();
+        match deleted {
+            Ok(0) => {}
+            Ok(files) => {
+                tracing::info!(%folder, files, before = oldest, "old files of the ledger were deleted")
             }
             Err(error) => {
-                // A part of an id would shift all that come after it. Where even this fails, the next one tries again.
-                let _ = self.file.set_len(self.length);
-                Err(error)
+                tracing::warn!(%folder, %error, "old files of the ledger cannot be deleted; that is tried again tomorrow");
             }
         }
     }
 }
 
+/// The day of `time` in UTC, `2026-03-01`.
+fn day(time: Timestamp) -> String {
+    let mut text = time.to_string();
+    text.truncate(DAY_LENGTH);
+    text
+}
+
+/// The day of a file of the ledger.
+fn day_of(path: &Path) -> Option<&str> {
+    Reached::of(path)?;
+    let (day, _) = path.file_name()?.to_str()?.split_once('_')?;
+    (day.len() == DAY_LENGTH).then_some(day)
+}
+
 impl Ledger {
-    /// Begins the file of this process in `folder`, which is created when it is not there. `name` is unlike that of
-    /// any other process that ever wrote there.
+    /// Begins the file of this process and this day, and deletes what is older than is kept.
     ///
     /// # Errors
     /// When the file cannot be created.
-    pub fn create(folder: &Path, name: MessageId, clock: Arc<dyn Clock>) -> io::Result<Self> {
-        std::fs::create_dir_all(folder)?;
-        let path = folder.join(format!("{name}.{EXTENSION}"));
-        let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
-        let open = Mutex::new(Open { file, length: 0, marked: None });
-        Ok(Self(Arc::new(Inner { path, open, clock, is_failing: AtomicBool::new(false) })))
+    pub fn create(options: LedgerOptions, reached: Reached, clock: Arc<dyn Clock>) -> io::Result<Self> {
+        std::fs::create_dir_all(&options.folder)?;
+        let now = clock.now();
+        options.forget(now);
+        let open = Mutex::new(options.open(reached, now)?);
+        Ok(Self(Arc::new(Inner { options, reached, open, clock, is_failing: AtomicBool::new(false) })))
     }
 
     /// `publisher`, of which everything it has published is entered here.
@@ -98,19 +205,38 @@ impl Ledger {
         Arc::new(Recorded { inner: publisher, ledger: self.clone() })
     }
 
-    /// Adds `ids`. A ledger that cannot be written must not stop the messages: it is told once and goes on.
-    fn add(&self, ids: &[MessageId]) {
-        let now = self.0.clock.now();
-        let written = self.0.open.lock().add(ids, now);
+    /// Adds `ids`; whether a new day has begun with them. A ledger that cannot be written must not stop the messages:
+    /// it is told once and goes on.
+    fn add(&self, ids: &[MessageId]) -> bool {
+        let (written, is_new_day) = self.write(ids);
         let was_failing = self.0.is_failing.swap(written.is_err(), Ordering::Relaxed);
         match written {
             Err(error) if !was_failing => {
-                let file = self.0.path.display();
-                tracing::error!(%file, %error, "the ledger cannot be written; books will not know of these messages");
+                let folder = self.0.options.folder.display();
+                tracing::error!(%folder, %error, "the ledger cannot be written; books will not know of these messages");
             }
             Ok(()) if was_failing => tracing::info!("the ledger is written again"),
             _ => {}
         }
+        is_new_day
+    }
+
+    fn write(&self, ids: &[MessageId]) -> (io::Result<()>, bool) {
+        let mut open = self.0.open.lock();
+        let now = self.0.clock.now();
+        let is_new_day = open.day != now.as_micros().div_euclid(DAY);
+        if is_new_day {
+            match self.0.options.open(self.0.reached, now) {
+                Ok(next) => *open = next,
+                Err(error) => return (Err(error), false),
+            }
+        }
+        (open.add(ids, now), is_new_day)
+    }
+
+    /// Deletes what is older than is kept.
+    fn forget(&self) {
+        self.0.options.forget(self.0.clock.now());
     }
 }
 
@@ -133,8 +259,10 @@ impl Publisher for Recorded {
                     ids.retain(|_| results.next().is_some_and(Result::is_ok));
                 }
             }
-            if !ids.is_empty() {
-                self.ledger.add(&ids);
+            if !ids.is_empty() && self.ledger.add(&ids) {
+                let ledger = self.ledger.clone();
+                // Beside the messages, and nobody waits for it.
+                drop(tokio::task::spawn_blocking(move || ledger.forget()));
             }
             outcome
         }
@@ -145,49 +273,88 @@ impl Publisher for Recorded {
 /// What ledgers hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledgers {
-    /// The ids of everything that was published, sorted, each once.
+    /// The ids of everything that was taken on, sorted, each once.
     pub ids: Vec<MessageId>,
     /// Those of them that were published lately, sorted, each once.
     pub recent: Vec<MessageId>,
+    /// Those of them that a spool has and the bus has not yet, sorted, each once.
+    pub spooled: Vec<MessageId>,
+    /// They hold everything since then: of each folder the first time it tells, and of these the last. Nothing where
+    /// no folder tells one.
+    pub since: Option<Timestamp>,
 }
 
 impl Ledgers {
-    /// Reads the ledgers of `folder` too. An id counts as recent when it was published at `since` or later, by the time
-    /// of the process that did. Needs 16 bytes of memory for each id.
+    /// Reads the ledgers of `folders`. An id counts as recent when it was published at `recent_since` or later, by the
+    /// time of the process that did. Needs 16 bytes of memory for each id, and as many again for what went through a
+    /// spool.
     ///
     /// # Errors
-    /// When a file cannot be read.
-    pub fn read(&mut self, folder: &Path, since: Timestamp) -> io::Result<()> {
-        for entry in std::fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == EXTENSION) {
-                let mut bytes = Vec::new();
-                File::open(&path)?.read_to_end(&mut bytes)?;
-                // An id that is being written stands there in part.
-                self.add(bytes.as_chunks::<ID>().0, since);
-            }
+    /// The folder, when it or a file in it cannot be read.
+    pub fn read<'a>(
+        folders: impl IntoIterator<Item = &'a Path>,
+        recent_since: Timestamp,
+    ) -> Result<Self, (&'a Path, io::Error)> {
+        let mut ledgers = Self::default();
+        for folder in folders {
+            let first = ledgers.read_folder(folder, recent_since).map_err(|error| (folder, error))?;
+            ledgers.since = ledgers.since.max(first);
         }
-        for ids in [&mut self.ids, &mut self.recent] {
+        for ids in [&mut ledgers.ids, &mut ledgers.recent, &mut ledgers.spooled] {
             ids.sort_unstable();
             ids.dedup();
         }
-        Ok(())
+        let Self { ids, spooled, .. } = &mut ledgers;
+        spooled.retain(|id| ids.binary_search(id).is_err());
+        ids.extend_from_slice(spooled);
+        ids.sort_unstable();
+        Ok(ledgers)
     }
 
-    fn add(&mut self, entries: &[[u8; ID]], since: Timestamp) {
+    /// The first time that the files of `folder` tell.
+    fn read_folder(&mut self, folder: &Path, recent_since: Timestamp) -> io::Result<Option<Timestamp>> {
+        let mut first: Option<Timestamp> = None;
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let Some(reached) = Reached::of(&path) else { continue };
+            let mut bytes = Vec::new();
+            match File::open(&path) {
+                Ok(mut file) => file.read_to_end(&mut bytes)?,
+                // Old files are deleted while ingestion runs.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            // An id that is being written stands there in part.
+            let begins = self.add(bytes.as_chunks::<ID>().0, reached, recent_since);
+            first = [first, begins].into_iter().flatten().min();
+        }
+        Ok(first)
+    }
+
+    /// The first time that `entries` tell.
+    fn add(&mut self, entries: &[[u8; ID]], reached: Reached, recent_since: Timestamp) -> Option<Timestamp> {
         let mut is_recent = false;
+        let mut first: Option<Timestamp> = None;
         for entry in entries {
             if let Some(time) = entry.strip_prefix(&MARK).and_then(|time| time.try_into().ok()) {
+                let time = Timestamp::from_micros(i64::from_be_bytes(time));
                 // What follows was published before the next mark is due.
-                is_recent = Timestamp::from_micros(i64::from_be_bytes(time)).plus(MARK_EVERY) >= since;
+                is_recent = time.plus(MARK_EVERY) >= recent_since;
+                first = Some(first.map_or(time, |first| first.min(time)));
                 continue;
             }
             let id = MessageId::from_bytes(*entry);
-            self.ids.push(id);
-            if is_recent {
-                self.recent.push(id);
+            match reached {
+                Reached::Spool => self.spooled.push(id),
+                Reached::Bus => {
+                    self.ids.push(id);
+                    if is_recent {
+                        self.recent.push(id);
+                    }
+                }
             }
         }
+        first
     }
 }
 
@@ -195,6 +362,29 @@ impl Ledgers {
 mod tests {
     use super::*;
     use messagepipeline::{IdGenerator, ManualClock, StageError, SystemClock};
+
+    const NOON: i64 = 1_772_366_400_000_000;
+
+    fn options(folder: &Path, keep: Duration) -> LedgerOptions {
+        LedgerOptions { folder: folder.to_owned(), name: IdGenerator::default().next_id(), keep }
+    }
+
+    /// Of a device's own: it tells no time.
+    fn id(number: u8) -> MessageId {
+        MessageId::from_bytes([number, 0, 0, 0, 0, 0, 0x80, 0, 0x80, 0, 0, 0, 0, 0, 0, number])
+    }
+
+    fn read(folder: &Path, recent_since: Timestamp) -> Ledgers {
+        Ledgers::read([folder], recent_since).unwrap()
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
 
     /// Refuses every second message.
     struct Half;
@@ -213,7 +403,8 @@ mod tests {
         let ids = IdGenerator::default();
         let mut expected = Vec::new();
         for _ in 0..2 {
-            let ledger = Ledger::create(folder.path(), ids.next_id(), Arc::new(SystemClock)).unwrap();
+            let options = options(folder.path(), Duration::from_hours(24));
+            let ledger = Ledger::create(options, Reached::Bus, Arc::new(SystemClock)).unwrap();
             let publisher = ledger.record(Arc::new(Half));
             let messages: Vec<_> =
                 (0..10).map(|_| Message::new(ids.next_id(), "x", Timestamp::default())).collect();
@@ -225,41 +416,113 @@ mod tests {
         let torn = folder.path().join("torn.ids");
         std::fs::write(torn, [1; 7]).unwrap();
         expected.sort_unstable();
-        let mut ledgers = Ledgers::default();
-        ledgers.read(folder.path(), Timestamp::default()).unwrap();
-        assert_eq!(ledgers, Ledgers { ids: expected.clone(), recent: expected });
+        let ledgers = read(folder.path(), Timestamp::default());
+        assert_eq!((ledgers.ids, ledgers.recent, ledgers.spooled), (expected.clone(), expected, Vec::new()));
     }
 
     #[test]
     fn the_ledger_knows_what_was_published_lately_whatever_the_ids_tell() {
         let folder = tempfile::tempdir().unwrap();
         let clock = ManualClock::new(Timestamp::from_micros(1_000_000_000));
-        let ledger =
-            Ledger::create(folder.path(), IdGenerator::default().next_id(), Arc::new(clock.clone())).unwrap();
-        // Ids of devices tell no time.
-        let id = |number: u8| {
-            MessageId::from_bytes([number, 0, 0, 0, 0, 0, 0x80, 0, 0x80, 0, 0, 0, 0, 0, 0, number])
-        };
+        let options = options(folder.path(), Duration::from_hours(24));
+        let ledger = Ledger::create(options, Reached::Bus, Arc::new(clock.clone())).unwrap();
         for number in 1..=4 {
             ledger.add(&[id(number)]);
             clock.advance(Duration::from_millis(600));
         }
-        let read = |micros| {
-            let mut ledgers = Ledgers::default();
-            ledgers.read(folder.path(), Timestamp::from_micros(micros)).unwrap();
+        let recent = |micros| {
+            let ledgers = read(folder.path(), Timestamp::from_micros(micros));
             assert_eq!(ledgers.ids, [1, 2, 3, 4].map(id));
+            assert_eq!(ledgers.since, Some(Timestamp::from_micros(1_000_000_000)));
             ledgers.recent
         };
-        assert_eq!(read(1_000_000_000), [1, 2, 3, 4].map(id));
+        assert_eq!(recent(1_000_000_000), [1, 2, 3, 4].map(id));
         assert_eq!(
-            read(1_001_100_000),
+            recent(1_001_100_000),
             [3, 4].map(id),
             "of what stands behind one mark all counts as its youngest"
         );
-        assert_eq!(read(1_900_000_000), []);
+        assert_eq!(recent(1_900_000_000), []);
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().metadata().unwrap().len(),
             6 * 16
         );
+    }
+
+    #[test]
+    fn ids_are_forgotten_by_whole_days_and_never_those_of_a_day_that_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = ManualClock::new(Timestamp::from_micros(NOON));
+        let begin = || {
+            let options = options(folder.path(), Duration::from_hours(48));
+            Ledger::create(options, Reached::Bus, Arc::new(clock.clone())).unwrap()
+        };
+        let foreign = folder.path().join("2026-01-01_notes.txt");
+        std::fs::write(&foreign, "of somebody else").unwrap();
+        let ledger = begin();
+        for number in 1..=4 {
+            if ledger.add(&[id(number)]) {
+                ledger.forget();
+            }
+            clock.advance(Duration::from_hours(24));
+        }
+        let days =
+            |names: Vec<String>| names.into_iter().map(|name| name[..10].to_owned()).collect::<Vec<_>>();
+        // On the 4th at noon everything since the 2nd at noon is kept, and with it the rest of that day.
+        assert_eq!(days(files(folder.path())), ["2026-01-01", "2026-03-02", "2026-03-03", "2026-03-04"]);
+        assert_eq!(read(folder.path(), Timestamp::default()).ids, [2, 3, 4].map(id));
+        assert_eq!(
+            read(folder.path(), Timestamp::default()).since,
+            Some(Timestamp::from_micros(NOON + DAY)),
+            "books know since when they are whole"
+        );
+        clock.advance(Duration::from_hours(24 * 10));
+        begin();
+        assert_eq!(days(files(folder.path())), ["2026-01-01", "2026-03-15"], "a start forgets too");
+    }
+
+    #[test]
+    fn a_file_that_is_opened_again_goes_on_behind_its_last_whole_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = ManualClock::new(Timestamp::from_micros(NOON));
+        let options = options(folder.path(), Duration::ZERO);
+        let mut first = options.open(Reached::Bus, clock.now()).unwrap();
+        first.add(&[id(1)], clock.now()).unwrap();
+        first.file.write_all(&[7; 5]).unwrap();
+        let mut again = options.open(Reached::Bus, clock.now()).unwrap();
+        again.add(&[id(2)], clock.now()).unwrap();
+        options.forget(clock.now());
+        assert_eq!(read(folder.path(), Timestamp::default()).ids, [1, 2].map(id));
+    }
+
+    #[test]
+    fn a_torn_write_that_cannot_be_cut_off_at_once_shifts_no_later_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(folder.path(), Duration::from_hours(24));
+        let mut open = options.open(Reached::Bus, Timestamp::default()).unwrap();
+        open.add(&[id(1)], Timestamp::default()).unwrap();
+        open.file.write_all(&[7; 5]).unwrap();
+        open.is_torn = true;
+        let path = folder.path().join(&files(folder.path())[0]);
+        let whole = std::mem::replace(&mut open.file, File::open(&path).unwrap());
+        open.add(&[id(2)], Timestamp::default()).unwrap_err();
+        assert!(open.is_torn, "nothing is written behind a part that could not be cut off");
+        open.file = whole;
+        open.add(&[id(3)], Timestamp::default()).unwrap();
+        assert_eq!(read(folder.path(), Timestamp::default()).ids, [1, 3].map(id));
+    }
+
+    #[test]
+    fn what_the_spool_has_and_the_bus_has_not_is_told_apart_over_all_processes() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        for (reached, numbers) in [(Reached::Spool, 1..=4), (Reached::Bus, 1..=2), (Reached::Bus, 4..=5)] {
+            let options = options(folder.path(), Duration::from_hours(24));
+            let ledger = Ledger::create(options, reached, Arc::clone(&clock)).unwrap();
+            ledger.add(&numbers.map(id).collect::<Vec<_>>());
+        }
+        let ledgers = read(folder.path(), Timestamp::default());
+        assert_eq!(ledgers.ids, [1, 2, 3, 4, 5].map(id));
+        assert_eq!(ledgers.spooled, [id(3)]);
     }
 }

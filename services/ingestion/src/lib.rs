@@ -18,7 +18,7 @@ pub use config::{
     BrokerConfig, ClientTlsConfig, EndpointConfig, IngestionConfig, ServerTlsConfig, SpoolConfig, UserConfig,
 };
 pub use ingest::{Ingest, Ingested};
-pub use ledger::{LEDGER_FOLDER, Ledger, Ledgers};
+pub use ledger::{LEDGER_FOLDER, Ledger, LedgerOptions, Ledgers, Reached};
 #[cfg(feature = "google")]
 pub use program::IngestionProgram;
 pub use run::run;

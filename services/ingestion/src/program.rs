@@ -1,19 +1,22 @@
 //! The program `ingestion`: MQTT → (spool →) Pub/Sub.
 
-use crate::ledger::{LEDGER_FOLDER, Ledger};
+use crate::ledger::{LEDGER_FOLDER, Ledger, LedgerOptions, Reached};
 use crate::spool::Spool;
-use crate::{IngestionConfig, Parts, Plan, STAGE, broker_options, check_certificates, endpoint_options, run};
+use crate::{
+    FORWARD, IngestionConfig, Parts, Plan, STAGE, broker_options, check_certificates, endpoint_options, run,
+};
 use connectors::{
     ConnectError, Environment, File, Google, GooglePart, PubSubBus, PubSubConfig, RAW, Window, check_bus,
     check_google, check_topic,
 };
-use messagepipeline::{BatchLimits, BoxConsumer, Clock, Health, IdGenerator, SystemClock};
+use messagepipeline::{
+    BatchLimits, BoxConsumer, Clock, DeadLetters, Health, IdGenerator, Publisher, SystemClock,
+};
 use mqttconverter::endpoint::EndpointHandle;
 use mqttconverter::routing::Mistake;
 use service_kit::config::{ByteSize, ConfigErrors, Loaded, Problem, pointer};
 use service_kit::program::{Closing, Program, Service};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +28,9 @@ const SHORTEST_DELAY: Duration = Duration::from_millis(1);
 
 /// Bytes under way from the spool to Pub/Sub: enough for 80 MB/s where an answer takes a tenth of a second.
 const BEHIND_SPOOL: usize = 8 << 20;
+
+/// The least that the ledger keeps.
+const A_DAY: Duration = Duration::from_hours(24);
 
 /// The service as a program.
 #[derive(Debug)]
@@ -65,6 +71,12 @@ impl Service for IngestionProgram {
             );
             check.error(largest.0, message);
         }
+        if config.ingestion.ledger && config.ingestion.ledger_keep.get() < A_DAY {
+            check.error(
+                "/ingestion/ledger_keep",
+                "is less than a day, and ids are forgotten by days: set it to 1d or more",
+            );
+        }
         check_certificates(&config.ingestion, SystemClock.now(), &mut check);
         for (index, route) in config.ingestion.routes.iter().enumerate() {
             let pointer = format!("/ingestion/routes/{index}/topic");
@@ -104,8 +116,6 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     let topics = plan.topics().to_vec();
     bus.create(&topics.iter().map(String::as_str).collect::<Vec<_>>(), None).await?;
     let data = config.data.0.as_path();
-    let ledger =
-        if config.ingestion.ledger { Some(open_ledger(data, &ids, Arc::clone(&clock))?) } else { None };
     let spool = match &config.ingestion.spool {
         Some(settings) => Some(Arc::new(Spool::open(data, settings, &topics, Arc::clone(&clock)).await?)),
         None => None,
@@ -118,24 +128,19 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     // What waits for Pub/Sub's answer waits in memory twice, as it is and as it was sent. Behind a spool it need not.
     let last =
         if spool.is_some() { Window { bytes: window.bytes.min(BEHIND_SPOOL), ..window } } else { window };
+    let out = Out {
+        ledger: open_ledger(&config, Reached::Bus, &ids, &clock)?,
+        spooled: match &spool {
+            Some(_) => open_ledger(&config, Reached::Spool, &ids, &clock)?,
+            None => None,
+        },
+        spool: spool.clone(),
+        limits: BatchLimits { age: delay, ..BatchLimits::publishing(last.bytes) },
+        dead_letters: bus.dead_letters(),
+    };
     let mut publishers = BTreeMap::new();
     for topic in &topics {
-        let direct = bus.publisher(topic, last);
-        let first = match &spool {
-            Some(spool) => {
-                let health = program.health.stage(crate::FORWARD);
-                let limits = BatchLimits { age: delay, ..BatchLimits::publishing(last.bytes) };
-                let forward = spool.forward(topic, direct, bus.dead_letters(), health, limits).await?;
-                let shutdown = program.shutdown.clone();
-                let name = format!("{} {topic}", crate::FORWARD);
-                program.tasks.spawn(name, async move { forward.run(shutdown).await.map(drop) });
-                spool.publisher(topic).await?
-            }
-            None => direct,
-        };
-        let publisher =
-            ledger.as_ref().map_or_else(|| Arc::clone(&first), |ledger| ledger.record(Arc::clone(&first)));
-        publishers.insert(topic.clone(), publisher);
+        publishers.insert(topic.clone(), out.publisher(topic, bus.publisher(topic, last), program).await?);
     }
     if let Some(spool) = &spool {
         let (forgetting, shutdown) = (spool.forgetting()?, program.shutdown.clone());
@@ -162,22 +167,78 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     }))
 }
 
+/// The way out to the topics.
+struct Out {
+    /// Of what the bus has.
+    ledger: Option<Ledger>,
+    /// Of what the spool has.
+    spooled: Option<Ledger>,
+    spool: Option<Arc<Spool>>,
+    /// Of the groups that leave the spool.
+    limits: BatchLimits,
+    dead_letters: Arc<dyn DeadLetters>,
+}
+
+impl Out {
+    /// The publisher of `topic` that messages are acknowledged after: `direct`, or the spool, behind which a task of
+    /// `program` takes them to `direct`.
+    async fn publisher(
+        &self,
+        topic: &str,
+        direct: Arc<dyn Publisher>,
+        program: &mut Program,
+    ) -> Result<Arc<dyn Publisher>, ConnectError> {
+        let direct = recorded(self.ledger.as_ref(), direct);
+        let Some(spool) = &self.spool else { return Ok(direct) };
+        // Each topic has a line of its own: it may be missing while the others are there.
+        let name = format!("{FORWARD} {topic}");
+        let health = program.health.stage(name.clone());
+        let letters = Arc::clone(&self.dead_letters);
+        let forward = spool.forward(topic, direct, letters, health, self.limits).await?;
+        let shutdown = program.shutdown.clone();
+        program.tasks.spawn(name, async move { forward.run(shutdown).await.map(drop) });
+        Ok(recorded(self.spooled.as_ref(), spool.publisher(topic).await?))
+    }
+}
+
+/// `publisher`, entered in `ledger` where there is one.
+fn recorded(ledger: Option<&Ledger>, publisher: Arc<dyn Publisher>) -> Arc<dyn Publisher> {
+    match ledger {
+        Some(ledger) => ledger.record(publisher),
+        None => publisher,
+    }
+}
+
 /// The settings of publishers that get what belongs into one request in one call. Gathered by the client, every message
 /// would be a call of its own, with its own tasks and an entry of its own in the ledger.
 fn gathered(config: &PubSubConfig) -> PubSubConfig {
     PubSubConfig { publish_delay: SHORTEST_DELAY.into(), ..config.clone() }
 }
 
-fn open_ledger(data: &Path, ids: &IdGenerator, clock: Arc<dyn Clock>) -> Result<Ledger, ConnectError> {
-    let folder = data.join(LEDGER_FOLDER);
-    Ledger::create(&folder, ids.next_id(), clock).map_err(|error| {
+fn open_ledger(
+    config: &Config,
+    reached: Reached,
+    ids: &IdGenerator,
+    clock: &Arc<dyn Clock>,
+) -> Result<Option<Ledger>, ConnectError> {
+    if !config.ingestion.ledger {
+        return Ok(None);
+    }
+    let folder = config.data.0.join(LEDGER_FOLDER);
+    let options = LedgerOptions {
+        folder: folder.clone(),
+        name: ids.next_id(),
+        keep: config.ingestion.ledger_keep.get(),
+    };
+    let ledger = Ledger::create(options, reached, Arc::clone(clock)).map_err(|error| {
         let detail = format!(
             "the ledger of ids cannot be written in {}: {error}; set `data` to a folder that can, or ingestion.ledger to \
              false",
             folder.display()
         );
-        messagepipeline::StageError::new(messagepipeline::ErrorClass::Configuration, "ledger", detail).into()
-    })
+        messagepipeline::StageError::new(messagepipeline::ErrorClass::Configuration, "ledger", detail)
+    })?;
+    Ok(Some(ledger))
 }
 
 async fn source(

@@ -5,12 +5,15 @@
 
 use crate::{FORWARD, SpoolConfig};
 use connectors::ConnectError;
-use embedded::bus::{Bus, BusOptions, BusReader, ConsumerOptions, Finished, IdLedger, SubscriptionOptions};
+use embedded::bus::{
+    Bus, BusOptions, BusReader, ConsumerOptions, Finished, IdLedger, SubscriptionOptions, sequence,
+};
 use embedded::folder::DataFolder;
 use messagepipeline::{
-    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, Message, MessageId, Outcome,
-    PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth, Timestamp, TransformFn, transform_fn,
+    BatchLimits, BatchingService, BoxConsumer, Clock, DeadLetters, Delivery, Message, MessageId, Outcome,
+    PublishProcessor, Publisher, ServiceOptions, Shutdown, StageHealth, Timestamp, Transformer,
 };
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +23,6 @@ const STEP: usize = 512;
 /// How often old ids are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
-/// Takes messages as they are, but for what an earlier process may have taken onward already.
-type AsIs = TransformFn<Box<dyn Fn(&Message) -> Outcome<Message> + Send + Sync>>;
 /// The service behind one topic of the spool.
 pub(crate) type Forward = BatchingService<BoxConsumer, AsIs, PublishProcessor>;
 
@@ -31,9 +32,9 @@ pub(crate) struct Spool {
     folder: DataFolder,
     bus: Bus,
     ids: Duration,
-    topics: Vec<String>,
+    /// Its topics, each with the sequence number up to which it was filled when it was opened.
+    topics: BTreeMap<String, u64>,
     clock: Arc<dyn Clock>,
-    opened: Timestamp,
 }
 
 impl Spool {
@@ -50,11 +51,12 @@ impl Spool {
         let folder = DataFolder::open(data)?;
         let options = BusOptions { max_topic_bytes: config.max_size.bytes(), ..BusOptions::default() };
         let bus = Bus::open(&folder.bus(), options, Arc::clone(&clock)).await?;
-        let (ids, topics, opened) = (config.ids.get(), topics.to_vec(), clock.now());
-        let spool = Self { folder, bus, ids, topics, clock, opened };
-        // What has no subscription yet would be trimmed at once.
-        for topic in &spool.topics {
-            spool.consumer(topic, &BatchLimits::default()).await?;
+        let mut spool = Self { folder, bus, ids: config.ids.get(), topics: BTreeMap::new(), clock };
+        for name in topics {
+            // What has no subscription yet would be trimmed at once.
+            spool.consumer(name, &BatchLimits::default()).await?;
+            let head = spool.bus.topic(name).await?.head();
+            spool.topics.insert(name.clone(), head);
         }
         Ok(spool)
     }
@@ -100,9 +102,7 @@ impl Spool {
             health: Some(health),
             ..ServiceOptions::new(FORWARD)
         };
-        let opened = self.opened;
-        let as_is: AsIs =
-            transform_fn(Box::new(move |message: &Message| Outcome::Emit(as_is(message, opened))));
+        let as_is = AsIs { filled_to: self.topics.get(topic).copied().unwrap_or_default() };
         Ok(BatchingService::new(options, limits, consumer, as_is, PublishProcessor::new(output)))
     }
 
@@ -114,7 +114,7 @@ impl Spool {
         Ok(Forgetting {
             reader: Some(BusReader::open(self.folder.bus())?),
             ledger: self.bus.id_ledger(),
-            topics: self.topics.clone(),
+            topics: self.topics.keys().cloned().collect(),
             ids: self.ids,
             clock: Arc::clone(&self.clock),
         })
@@ -129,13 +129,26 @@ impl Spool {
     }
 }
 
-/// What was in the spool when it was opened may have been published by a process that died before it noted that.
-fn as_is(message: &Message, opened: Timestamp) -> Message {
-    let mut message = message.clone();
-    if message.publish_time < opened {
-        message.attempt = message.attempt.max(2);
+/// Takes messages as they are, but marks what was in the spool when it was opened: a process that died before it noted
+/// that may have published it. Times tell nothing there, because clocks are set back.
+#[derive(Debug)]
+pub(crate) struct AsIs {
+    /// Sequence number of the newest such message.
+    filled_to: u64,
+}
+
+impl Transformer for AsIs {
+    type Output = Message;
+
+    async fn transform<'a>(&'a self, deliveries: &'a [Delivery], outcomes: &'a mut Vec<Outcome<Message>>) {
+        outcomes.extend(deliveries.iter().map(|delivery| {
+            let mut message = delivery.message.clone();
+            if sequence(delivery.token) <= self.filled_to {
+                message.attempt = message.attempt.max(2);
+            }
+            Outcome::Emit(message)
+        }));
     }
-    message
 }
 
 /// Forgets old ids, so that the file does not grow by each message for ever.
@@ -204,5 +217,53 @@ impl Forgetting {
         let finished =
             page.candidates.into_iter().map(|candidate| Finished { candidate, stored: Vec::new() });
         Ok(Some((finished.collect(), last)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use messagepipeline::{BatchOutcome, Consumer, IdGenerator, ManualClock};
+
+    const HOUR: i64 = 3_600_000_000;
+
+    async fn next(consumer: &mut BoxConsumer, as_is: &AsIs) -> Vec<Message> {
+        let chunk = consumer.next().await.unwrap().unwrap();
+        let mut outcomes = Vec::new();
+        as_is.transform(chunk.deliveries(), &mut outcomes).await;
+        let emitted = |outcome| match outcome {
+            Outcome::Emit(message) => message,
+            other => panic!("not emitted: {other:?}"),
+        };
+        outcomes.into_iter().map(emitted).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_in_the_spool_at_the_start_is_marked_also_when_the_clock_was_set_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let ids = IdGenerator::default();
+        let topics = ["raw".to_owned()];
+        let open = async |time| {
+            let clock = Arc::new(ManualClock::new(Timestamp::from_micros(time)));
+            Spool::open(folder.path(), &SpoolConfig::default(), &topics, clock).await.unwrap()
+        };
+        let publish = async |spool: &Spool| {
+            let message = Message::new(ids.next_id(), "x", Timestamp::default());
+            let outcome = spool.publisher("raw").await.unwrap().publish(vec![message]).await;
+            assert!(!matches!(outcome, BatchOutcome::Failed(_)), "{outcome:?}");
+        };
+        let before = open(2 * HOUR).await;
+        publish(&before).await;
+        before.close().await.unwrap();
+        drop(before);
+        let spool = open(HOUR).await;
+        publish(&spool).await;
+        let mut consumer = spool.consumer("raw", &BatchLimits::default()).await.unwrap();
+        let as_is = AsIs { filled_to: spool.topics["raw"] };
+        let mut attempts = Vec::new();
+        while attempts.len() < 2 {
+            attempts.extend(next(&mut consumer, &as_is).await.iter().map(|message| message.attempt));
+        }
+        assert_eq!(attempts, [2, 1]);
     }
 }

@@ -221,7 +221,7 @@ impl Leases {
     /// Takes verdicts. Those for deliveries that are gone are ignored.
     pub(super) fn settle(&mut self, now: Instant, settlements: &[Settlement]) {
         for settlement in settlements {
-            let seq = settlement.token.0 >> DELIVERY_BITS;
+            let seq = sequence(settlement.token);
             let limits = self.limits;
             let Some(slot) = self.slot(seq) else { continue };
             if slot.state != State::Leased || token(seq, slot.delivery) != settlement.token {
@@ -511,6 +511,12 @@ impl Leases {
             self.newly_settled.retain(|seq| *seq > self.cursor);
         }
     }
+}
+
+/// The sequence number, in its topic, of the message that a consumer of the bus delivered under `token`.
+#[must_use]
+pub fn sequence(token: Token) -> u64 {
+    token.0 >> DELIVERY_BITS
 }
 
 fn token(seq: u64, delivery: u16) -> Token {

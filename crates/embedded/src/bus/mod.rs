@@ -30,6 +30,7 @@ mod tail;
 pub use books::{BusReader, LetterCount, Sighting, SubscriptionBooks};
 pub use consumer::{BusConsumer, ConsumerOptions};
 pub use dead_letters::{BusDeadLetters, CONFLICTING_ID, Ending, KILLS_PROCESS, StoredLetter};
+pub use leases::sequence;
 pub use letter_queue::{Decision, LetterFilter, LetterKey, LetterPage, LetterQueue, Retried};
 pub use parked::BusParkingLot;
 pub use publisher::BusPublisher;
@@ -140,6 +141,12 @@ impl Topic {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// The sequence number of its newest message that is on the disk; 0 where there was none yet.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.0.head()
     }
 }
 

@@ -46,7 +46,7 @@ impl IngestTransformer {
         let device_id = self.device_ids.find(mqtt_topic, &mut payload);
         let mut attributes = original.attributes.edit();
         attributes.set(names::ROUTE, route);
-        let mut id = original.id;
+        let (mut id, mut attempt) = (original.id, original.attempt);
         // A message that is retried may carry an id that an earlier rule found.
         attributes.remove(names::DEVICE_ID);
         if let Some(device_id) = &device_id {
@@ -56,9 +56,13 @@ impl IngestTransformer {
             {
                 id = foreign_id(device_id, &own);
                 attributes.set(names::FOREIGN_ID, &own);
+                // The first copy may have been published under this id. With an id of ours the copy is another message.
+                if original.attributes.get(names::DUP).is_some() {
+                    attempt = attempt.max(2);
+                }
             }
         }
-        let message = Message { id, attributes: attributes.build(), ..original.clone() };
+        let message = Message { id, attempt, attributes: attributes.build(), ..original.clone() };
         Outcome::Emit(Routed { topic, message })
     }
 }
@@ -128,6 +132,17 @@ mod tests {
         let routed = emitted(by_property.route(&message("devices/a/up", &[("user.msg-id", "m1")], "")));
         assert_eq!(routed.id, foreign_id("a", "m1"));
         assert_eq!(routed.attributes.get(names::FOREIGN_ID), Some("m1"));
+    }
+
+    #[test]
+    fn a_copy_that_a_device_sends_again_under_its_own_id_counts_as_delivered_before() {
+        let own = transformer(Some(&MessageIdRule::Pointer("/seq".to_owned())), "#");
+        let attempt = |transformer: &IngestTransformer, user: &[(&str, &str)]| {
+            emitted(transformer.route(&message("devices/a/up", user, r#"{"seq":7}"#))).attempt
+        };
+        assert_eq!(attempt(&own, &[]), 1);
+        assert_eq!(attempt(&own, &[(names::DUP, "true")]), 2);
+        assert_eq!(attempt(&transformer(None, "#"), &[(names::DUP, "true")]), 1, "its id is new");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub struct Report {
     pub folded: Option<FoldedLine>,
     /// The topics, `raw` first; forgotten ids included.
     pub topics: Vec<TopicLine>,
-    /// What ingestion has published by its own ledger, where the bus keeps no history.
+    /// What ingestion has taken on by its own ledger, where the bus keeps no history.
     pub ledger: Option<LedgerLine>,
     /// The stages in the order of the path.
     pub stages: Vec<StageLine>,
@@ -79,9 +79,14 @@ pub struct LedgerLine {
     pub ids: u64,
     /// Digest over them.
     pub digest: String,
+    /// It is whole since then: what is older is deleted. Nothing where it is empty.
+    pub since: Option<String>,
     /// Ids that a sink holds and the ledger does not: published by a process that died before it noted them, so that
     /// their devices have no acknowledgement.
     pub beyond: u64,
+    /// Ids that a sink holds and the ledger does not, received before `since` or, a device's own, at a time that
+    /// nothing tells.
+    pub before: u64,
 }
 
 /// One stage.
@@ -178,7 +183,15 @@ impl Report {
                 0 => String::new(),
                 count => format!("; {count} more were published and not acknowledged"),
             };
-            line(&[&format!("ledger     {:<12}{:>12} messages   {}{beyond}", "", ledger.ids, ledger.digest)]);
+            let since = ledger.since.as_ref().map_or_else(String::new, |since| format!(" since {since}"));
+            let before = match ledger.before {
+                0 => String::new(),
+                count => {
+                    format!("; {count} more in the sinks are from before, or of a time that nothing tells")
+                }
+            };
+            let (ids, digest) = (ledger.ids, &ledger.digest);
+            line(&[&format!("ledger     {:<12}{ids:>12} messages   {digest}{since}{beyond}{before}", "")]);
         }
         let warehouse = &self.warehouse;
         line(&[&format!(

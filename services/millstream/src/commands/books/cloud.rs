@@ -10,6 +10,7 @@ use icestore_service::ArchiveKind;
 use ingestion_service::{LEDGER_FOLDER, Ledgers};
 use messagepipeline::{Clock, SystemClock, Timestamp};
 use service_kit::config::Duration;
+use std::path::PathBuf;
 
 pub(super) fn report(config: &Config, arguments: &BooksArgs) -> Result<Report, Failure> {
     let age: Duration = arguments
@@ -57,16 +58,12 @@ fn ledger(config: &Config, arguments: &BooksArgs, settled_before: Timestamp) -> 
     if folders.is_empty() {
         folders.push(config.data.join(LEDGER_FOLDER));
     }
-    let mut ledgers = Ledgers::default();
-    for folder in &folders {
-        ledgers.read(folder, settled_before).map_err(|error| {
-            Failure::failed(format!(
-                "the ledger {}: {error}; name the folders that the replicas of ingestion write with --ledger",
-                folder.display()
-            ))
-        })?;
-    }
-    Ok(ledgers)
+    Ledgers::read(folders.iter().map(PathBuf::as_path), settled_before).map_err(|(folder, error)| {
+        Failure::failed(format!(
+            "the ledger {}: {error}; name the folders that the replicas of ingestion write with --ledger",
+            folder.display()
+        ))
+    })
 }
 
 async fn open(
