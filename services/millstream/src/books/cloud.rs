@@ -2,7 +2,8 @@
 //!
 //! Pub/Sub keeps no history to read, so the sinks and the dead letters are compared with the ledger of ids that
 //! ingestion writes. An id that a sink holds and the ledger does not was published by an ingestion that died before
-//! it noted it, so its device has no acknowledgement; it counts as published, and both sinks must have it.
+//! it noted it, so its device has no acknowledgement; it counts as published, and both sinks must have it. One from
+//! before the oldest file of the ledger counts so too.
 //!
 //! Needs some 50 bytes of memory for each message.
 
@@ -38,7 +39,7 @@ const QUIET: Duration = Duration::from_secs(3);
 
 /// What the cloud's stores hold.
 pub struct CloudBooks {
-    /// What ingestion has published, and what of it since `settled_before`.
+    /// What ingestion has taken on, and what of it was published since `settled_before` or lies in a spool.
     pub ledger: Ledgers,
     /// The warehouse.
     pub warehouse: BigQueryReader,
@@ -178,7 +179,8 @@ impl CloudBooks {
         published.extend(rows.ids.iter().chain(&lines.ids));
         published.sort_unstable();
         published.dedup();
-        let beyond = (published.len() - self.ledger.ids.len()) as u64;
+        let in_no_ledger = published.iter().filter(|id| self.ledger.ids.binary_search(id).is_err());
+        let beyond = self.told(in_no_ledger.copied());
         let mut found = self.compare(&published, &rows, &lines, &ended);
         // Letters may be with somebody else who looks at them, or on their way back from an earlier look.
         for _ in 1..LOOKS {
@@ -196,6 +198,18 @@ impl CloudBooks {
             }
         }
         Ok(self.write(found, &rows, &lines, &ended, beyond))
+    }
+
+    /// How many of `in_no_ledger`, which a sink has, were received while the ledger was whole, and how many before that
+    /// or at a time that nothing tells.
+    fn told(&self, in_no_ledger: impl Iterator<Item = MessageId>) -> (u64, u64) {
+        let Some(since) = self.ledger.since else { return (in_no_ledger.count() as u64, 0) };
+        let (mut beyond, mut before) = (0, 0);
+        for id in in_no_ledger {
+            let is_beyond = received(id).is_some_and(|time| time >= since);
+            *(if is_beyond { &mut beyond } else { &mut before }) += 1;
+        }
+        (beyond, before)
     }
 
     async fn ended(&self) -> Result<Ended, StageError> {
@@ -222,7 +236,7 @@ impl CloudBooks {
         });
         let listing = listing.await.map_err(StageError::from)?;
         if !listing.is_complete {
-            let detail = format!("there are more than {MAX_RECORDS} dead letters; not all were read");
+            let detail = format!("there are {MAX_RECORDS} dead letters and skips or more; not all were read");
             return Err(StageError::permanent("too-many-letters", detail));
         }
         for ids in ended.ids.values_mut() {
@@ -274,9 +288,19 @@ impl CloudBooks {
         reconcile(sources, &Past::default()).unwrap_or_else(|never: Infallible| match never {})
     }
 
+    /// What the spool has and has neither brought to the bus nor given up.
+    fn in_spool(&self, rows: &RemoteSink, lines: &RemoteSink, ended: &Ended) -> u64 {
+        let given_up = ended.ids.get(ingestion_service::FORWARD);
+        let has_left = |id: &MessageId| {
+            rows.has(id) || lines.has(id) || given_up.is_some_and(|ids| ids.binary_search(id).is_ok())
+        };
+        self.ledger.spooled.iter().filter(|id| !has_left(id)).count() as u64
+    }
+
     fn may_be_on_its_way(&self, id: &MessageId) -> bool {
         received(*id).is_some_and(|time| time >= self.settled_before)
             || self.ledger.recent.binary_search(id).is_ok()
+            || self.ledger.spooled.binary_search(id).is_ok()
     }
 
     /// Whether nothing says when the message was published: a device's own id that stands in no ledger.
@@ -291,14 +315,18 @@ impl CloudBooks {
         rows: &RemoteSink,
         lines: &RemoteSink,
         ended: &Ended,
-        beyond: u64,
+        (beyond, before): (u64, u64),
     ) -> Report {
         let ledger: Digest = self.ledger.ids.iter().collect();
         let (stored, archived) = (found.digest(Set::Warehouse), found.digest(Set::Archive));
-        let pending =
-            [("bigquery", Set::PendingWarehouse), ("icestore", Set::PendingArchive)].map(|(stage, set)| {
-                PendingLine { place: format!("before {stage}"), count: found.digest(set).count }
-            });
+        let mut pending = [("bigquery", Set::PendingWarehouse), ("icestore", Set::PendingArchive)]
+            .map(|(stage, set)| PendingLine {
+                place: format!("before {stage}"),
+                count: found.digest(set).count,
+            })
+            .to_vec();
+        pending
+            .push(PendingLine { place: "in the spool".to_owned(), count: self.in_spool(rows, lines, ended) });
         let count = |stage: &str| ended.skips.get(stage).copied().unwrap_or_default();
         let mut letters = BTreeMap::<_, (u64, u64)>::new();
         for (key, count) in &ended.letters {
@@ -328,7 +356,13 @@ impl CloudBooks {
             balanced: found.unaccounted_count == 0,
             folded: None,
             topics: [RAW, ENRICHED].map(TopicLine::unknown).into(),
-            ledger: Some(LedgerLine { ids: ledger.count, digest: ledger.to_string(), beyond }),
+            ledger: Some(LedgerLine {
+                ids: ledger.count,
+                digest: ledger.to_string(),
+                since: self.ledger.since.map(|since| since.to_string()),
+                beyond,
+                before,
+            }),
             stages: vec![
                 stage(ingestion_service::STAGE, raw),
                 stage(enrichment_service::STAGE, found.digest(Set::Enriched).count),
@@ -353,7 +387,7 @@ impl CloudBooks {
                 removed_lines: 0,
             },
             dead_letters: lines_of_letters.collect(),
-            pending: pending.to_vec(),
+            pending,
             pending_messages: found.pending,
             disagreements: found.disagreements,
             unaccounted: found.unaccounted,
