@@ -4,7 +4,7 @@
 //! ```text
 //!  put ─► ids remembered? ──yes──► Overlaps          (no request)
 //!          │ no
-//!          ├─ first object of this folder since the start, or a message in it that came before:
+//!          ├─ a message in it that came before, or that may have come to somebody before us:
 //!          │     list the folder, read the objects whose times meet this one's ──► ids remembered
 //!          ▼
 //!        one upload with ifGenerationMatch=0, so it is stored whole, or not, and never over another one
@@ -13,8 +13,8 @@
 //!        Stored
 //! ```
 //!
-//! One request an object when nothing goes wrong, and one list per folder (day and location) and start. The bucket is
-//! the only index: nothing is written beside the objects. What that promises of redelivered messages stands in
+//! One request an object when nothing goes wrong, and one list for each with messages received before the start. The bucket
+//! is the only index: nothing is written beside the objects. What that promises of redelivered messages stands in
 //! `docs/guarantees.md`.
 
 mod client;
