@@ -13,9 +13,9 @@
 //!        Stored
 //! ```
 //!
-//! One request an object when nothing goes wrong, and one list for each with messages received before the start. The bucket
-//! is the only index: nothing is written beside the objects. What that promises of redelivered messages stands in
-//! `docs/guarantees.md`.
+//! One request an object when nothing goes wrong, and one list for each with messages received before the start. The
+//! bucket is the only index: nothing is written beside the objects. What that promises of redelivered messages stands
+//! in `docs/guarantees.md`.
 
 mod client;
 mod memory;
