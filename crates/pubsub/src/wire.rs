@@ -7,7 +7,7 @@
 //! | `millstream_id` | the message's id |
 //! | `millstream_time` | when Millstream first received it, RFC 3339 in UTC |
 //! | `millstream_enrichment` | looked-up data, a JSON object; absent when there is none |
-//! | `millstream_again` | `1` where whoever published it had it delivered before, so that it may be there already |
+//! | `millstream_again` | `1` where whoever published it had it delivered before, or published it before and got no answer |
 //! | `millstream_retried_for` | the one service that it is for, which had given it up; absent but for dead letters retried |
 //! | all others | the message's own attributes under their own names |
 //!
