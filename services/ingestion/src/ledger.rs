@@ -16,7 +16,7 @@
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use messagepipeline::{BatchOutcome, Clock, Message, MessageId, Publisher, Timestamp};
+use messagepipeline::{BatchOutcome, Clock, Message, MessageId, Publisher, Shutdown, Timestamp};
 use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -34,6 +34,8 @@ const ID: usize = 16;
 const MARK: [u8; 8] = [0; 8];
 /// Time between two marks.
 const MARK_EVERY: Duration = Duration::from_secs(1);
+/// How often old files are looked for.
+const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// Microseconds of a day.
 const DAY: i64 = 86_400_000_000;
 /// Characters of a day in a file's name, `2026-03-01`.
@@ -166,7 +168,7 @@ impl LedgerOptions {
                 tracing::info!(%folder, files, before = oldest, "old files of the ledger were deleted")
             }
             Err(error) => {
-                tracing::warn!(%folder, %error, "old files of the ledger cannot be deleted; that is tried again tomorrow");
+                tracing::warn!(%folder, %error, "old files of the ledger cannot be deleted; that is tried again");
             }
         }
     }
@@ -205,10 +207,9 @@ impl Ledger {
         Arc::new(Recorded { inner: publisher, ledger: self.clone() })
     }
 
-    /// Adds `ids`; whether a new day has begun with them. A ledger that cannot be written must not stop the messages:
-    /// it is told once and goes on.
-    fn add(&self, ids: &[MessageId]) -> bool {
-        let (written, is_new_day) = self.write(ids);
+    /// Adds `ids`. A ledger that cannot be written must not stop the messages: it is told once and goes on.
+    fn add(&self, ids: &[MessageId]) {
+        let written = self.write(ids);
         let was_failing = self.0.is_failing.swap(written.is_err(), Ordering::Relaxed);
         match written {
             Err(error) if !was_failing => {
@@ -218,20 +219,31 @@ impl Ledger {
             Ok(()) if was_failing => tracing::info!("the ledger is written again"),
             _ => {}
         }
-        is_new_day
     }
 
-    fn write(&self, ids: &[MessageId]) -> (io::Result<()>, bool) {
+    fn write(&self, ids: &[MessageId]) -> io::Result<()> {
         let mut open = self.0.open.lock();
         let now = self.0.clock.now();
-        let is_new_day = open.day != now.as_micros().div_euclid(DAY);
-        if is_new_day {
-            match self.0.options.open(self.0.reached, now) {
-                Ok(next) => *open = next,
-                Err(error) => return (Err(error), false),
-            }
+        if open.day != now.as_micros().div_euclid(DAY) {
+            *open = self.0.options.open(self.0.reached, now)?;
         }
-        (open.add(ids, now), is_new_day)
+        open.add(ids, now)
+    }
+
+    /// Deletes old files of the folder, of whatever process and kind, until the shutdown begins. Not with the messages,
+    /// because on a full disk none come until something was deleted.
+    pub async fn forget_old(self, shutdown: Shutdown) {
+        let mut ticks = tokio::time::interval(FORGET_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.begun() => return,
+                _ = ticks.tick() => {}
+            }
+            let ledger = self.clone();
+            // A panic has said so itself; it costs disk and no message.
+            let _ = tokio::task::spawn_blocking(move || ledger.forget()).await;
+        }
     }
 
     /// Deletes what is older than is kept.
@@ -259,10 +271,8 @@ impl Publisher for Recorded {
                     ids.retain(|_| results.next().is_some_and(Result::is_ok));
                 }
             }
-            if !ids.is_empty() && self.ledger.add(&ids) {
-                let ledger = self.ledger.clone();
-                // Beside the messages, and nobody waits for it.
-                drop(tokio::task::spawn_blocking(move || ledger.forget()));
+            if !ids.is_empty() {
+                self.ledger.add(&ids);
             }
             outcome
         }
@@ -461,9 +471,8 @@ mod tests {
         std::fs::write(&foreign, "of somebody else").unwrap();
         let ledger = begin();
         for number in 1..=4 {
-            if ledger.add(&[id(number)]) {
-                ledger.forget();
-            }
+            ledger.add(&[id(number)]);
+            ledger.forget();
             clock.advance(Duration::from_hours(24));
         }
         let days =

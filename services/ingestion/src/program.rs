@@ -17,6 +17,7 @@ use mqttconverter::routing::Mistake;
 use service_kit::config::{ByteSize, ConfigErrors, Loaded, Problem, pointer};
 use service_kit::program::{Closing, Program, Service};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,13 +143,7 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     for topic in &topics {
         publishers.insert(topic.clone(), out.publisher(topic, bus.publisher(topic, last), program).await?);
     }
-    if let Some(spool) = &spool {
-        let (forgetting, shutdown) = (spool.forgetting()?, program.shutdown.clone());
-        program.tasks.spawn("spool ids", async move {
-            forgetting.run(shutdown).await;
-            Ok::<_, std::convert::Infallible>(())
-        });
-    }
+    out.forget(program)?;
     let (consumer, endpoint) =
         source(&config.ingestion, spool.as_deref(), ids, clock, &program.health).await?;
     let parts =
@@ -198,6 +193,25 @@ impl Out {
         let shutdown = program.shutdown.clone();
         program.tasks.spawn(name, async move { forward.run(shutdown).await.map(drop) });
         Ok(recorded(self.spooled.as_ref(), spool.publisher(topic).await?))
+    }
+
+    /// Forgets what is old, in tasks of `program`.
+    fn forget(&self, program: &mut Program) -> Result<(), ConnectError> {
+        if let Some(ledger) = self.ledger.clone() {
+            let shutdown = program.shutdown.clone();
+            program.tasks.spawn("ledger", async move {
+                ledger.forget_old(shutdown).await;
+                Ok::<_, Infallible>(())
+            });
+        }
+        if let Some(spool) = &self.spool {
+            let (forgetting, shutdown) = (spool.forgetting()?, program.shutdown.clone());
+            program.tasks.spawn("spool ids", async move {
+                forgetting.run(shutdown).await;
+                Ok::<_, Infallible>(())
+            });
+        }
+        Ok(())
     }
 }
 
