@@ -140,6 +140,28 @@ async fn an_append_that_is_never_answered_is_cut_off_and_the_next_one_has_a_new_
     assert_eq!(letters(&outcome.unwrap()), "ss");
 }
 
+/// A connection that is opened shows by its question for the stream, which fails once here.
+#[tokio::test]
+async fn an_append_that_is_never_answered_takes_the_idle_connections_with_it() {
+    let google = Google::start().await;
+    let mut options = google.options();
+    options.timeout = Duration::from_secs(3);
+    let inserter = open(options).await;
+    let (first, second) = tokio::join!(inserter.insert(new_rows(1)), inserter.insert(new_rows(1)));
+    assert_eq!((letters(&first.unwrap()), letters(&second.unwrap())), ("s".to_owned(), "s".to_owned()));
+    let never = google.storage.when_fault(BigQueryFakeRpc::AppendRows).times(1);
+    never.fails(BigQueryFakeFault::Hang).unwrap();
+    let rows = new_rows(2);
+    assert_eq!(inserter.insert(rows.clone()).await.unwrap_err().reason(), "bigquery-deadline");
+    let fault = google.storage.when_fault(BigQueryFakeRpc::GetWriteStream).times(1);
+    let opened = fault.fails(BigQueryFakeFault::status(BigQueryFakeCode::Unavailable, "no")).unwrap();
+    let mut outcome = inserter.insert(rows.clone()).await;
+    while outcome.is_err() {
+        outcome = inserter.insert(rows.clone()).await;
+    }
+    assert_eq!((letters(&outcome.unwrap()), opened.calls()), ("ss".to_owned(), 1));
+}
+
 #[tokio::test]
 async fn errors_have_the_class_of_what_repeating_brings() {
     use BigQueryFakeCode::*;
