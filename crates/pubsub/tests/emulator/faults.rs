@@ -1,6 +1,6 @@
 //! Connections that break, and an emulator that dies.
 
-use crate::{SUBSCRIPTION, TOPIC, client, ids, messages, options};
+use crate::{SUBSCRIPTION, TOPIC, client, ids, messages, next, options, publish};
 use messagepipeline::{BatchOutcome, Consumer, ErrorClass, Message, Publisher, all_done};
 use pubsub::{Client, ConsumerOptions, PublisherOptions};
 use std::collections::HashSet;
@@ -71,6 +71,73 @@ async fn a_service_that_dies_and_comes_back_is_found_again_by_both_sides() {
         take(&mut consumer, second.len(), &AtomicUsize::new(0)).await.into_iter().collect();
     received.sort_unstable();
     assert_eq!(received, ids(&second));
+}
+
+/// The service took the message and nobody heard of it, so that a stage publishes it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_published_again_after_a_lost_answer_counts_as_delivered_before() {
+    let test = "a_message_that_is_published_again_after_a_lost_answer_counts_as_delivered_before";
+    let Some(emulator) = PubSubEmulator::shared(test) else { return };
+    let project = emulator.new_project();
+    project.create_topic(TOPIC);
+    project.create_subscription(SUBSCRIPTION, TOPIC, &SubscriptionSettings::default());
+    let proxy = Proxy::start(emulator.address()).await;
+    let quick = PublisherOptions { deadline: Duration::from_secs(1), ..PublisherOptions::default() };
+    let publisher = client(&proxy.endpoint(), &project).publisher(TOPIC, quick);
+    let (before, message) = (messages(1), messages(1));
+    all_done(publish(&publisher, &before).await).unwrap();
+    proxy.lose_replies();
+    let outcome = publish(&publisher, &message).await;
+    assert!(matches!(outcome, BatchOutcome::Failed(error) if error.class() == ErrorClass::Transient));
+    proxy.cut();
+    all_done(publish(&publisher, &message).await).expect("it is published on a new connection");
+    let mut consumer = client(&emulator.endpoint(), &project).consumer(SUBSCRIPTION, options());
+    let mut attempts = Vec::new();
+    while !attempts.contains(&(message[0].id, 2)) {
+        for (message, ack) in next(&mut consumer).await {
+            ack.ack();
+            attempts.push((message.id, message.attempt));
+        }
+    }
+    assert!(!attempts.contains(&(before[0].id, 2)), "{attempts:?}");
+}
+
+/// Connections that are made from now on lead to nobody who answers; the one that fills requests stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_connection_for_messages_sent_one_by_one_is_waited_for_once() {
+    let test = "a_dead_connection_for_messages_sent_one_by_one_is_waited_for_once";
+    let Some(emulator) = PubSubEmulator::shared(test) else { return };
+    let project = emulator.new_project();
+    let field = serde_json::json!({"name": "value", "type": "int"});
+    let schema = serde_json::json!({"type": "record", "name": "Reading", "fields": [field]});
+    project.create_topic_with_schema(TOPIC, &schema);
+    project.create_subscription(SUBSCRIPTION, TOPIC, &SubscriptionSettings::default());
+    let proxy = Proxy::start(emulator.address()).await;
+    let quick = PublisherOptions { deadline: Duration::from_secs(1), ..PublisherOptions::default() };
+    let publisher = client(&proxy.endpoint(), &project).publisher(TOPIC, quick);
+    let numbers = |count| {
+        let mut made = messages(count);
+        made.iter_mut().for_each(|message| message.payload = "{\"value\":1}".into());
+        made
+    };
+    all_done(publish(&publisher, &numbers(1)).await).unwrap();
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    proxy.let_in(nobody.local_addr().unwrap().to_string());
+    let mut refused = numbers(1_000);
+    refused[500].payload = "no document".into();
+    let outcome = publish(&publisher, &refused).await;
+    assert!(matches!(outcome, BatchOutcome::Failed(error) if error.class() == ErrorClass::Transient));
+    proxy.let_in(emulator.address());
+    let at_fault = refused[500].id;
+    let mut left = refused;
+    // What takes longer than the deadline is left for the next call.
+    while left.len() > 1 {
+        if let BatchOutcome::Each(results) = publish(&publisher, &left).await {
+            let failed = left.into_iter().zip(results).filter(|(_, result)| result.is_err());
+            left = failed.map(|(message, _)| message).collect();
+        }
+    }
+    assert_eq!(ids(&left), [at_fault]);
 }
 
 /// As a stage does: what has failed for now is published again.
