@@ -5,6 +5,8 @@
 //!                      in order, paced   └─► channel ─► feed ─► MQTT broker
 //! ```
 
+#[cfg(feature = "google")]
+mod cloud;
 mod mqtt;
 
 use super::feed::{LOOK, STOP, connection, say_problems, start_log, summary};
@@ -45,6 +47,9 @@ enum Destination {
         topic: String,
         folder: DataFolder,
     },
+    /// The topic on Pub/Sub.
+    #[cfg(feature = "google")]
+    PubSub(String),
     Broker(Box<FeedOptions>),
 }
 
@@ -57,17 +62,17 @@ impl Destination {
                 ..connection(url, &arguments.connection)?
             })));
         }
-        if config.bus.kind != BusKind::Embedded {
-            return Err(Failure::usage(
-                "--topic writes to the bus of the data folder, and the configuration names another one: replay through \
-                 MQTT with --broker",
-            ));
-        }
         let topic = arguments.topic.clone().unwrap_or_default();
         if topic.trim().is_empty() {
             return Err(Failure::usage("--topic is empty: name a topic of the bus, such as raw"));
         }
-        Ok(Self::Topic { topic, folder: DataFolder::open(&config.data)? })
+        match config.bus.kind {
+            BusKind::Embedded => Ok(Self::Topic { topic, folder: DataFolder::open(&config.data)? }),
+            #[cfg(feature = "google")]
+            BusKind::Pubsub => Ok(Self::PubSub(topic)),
+            #[cfg(not(feature = "google"))]
+            BusKind::Pubsub => Err(super::without_google("bus.kind: pubsub")),
+        }
     }
 }
 
@@ -120,6 +125,8 @@ async fn played(
             Destination::Topic { topic, folder } => {
                 to_topic(&config, plan, &topic, &folder, &progress, &shutdown).await
             }
+            #[cfg(feature = "google")]
+            Destination::PubSub(topic) => to_pubsub(&config, plan, &topic, &progress, &shutdown).await,
             Destination::Broker(options) => Ok(to_broker(plan, *options, &progress, &shutdown).await),
         };
         progress.end();
@@ -191,6 +198,19 @@ async fn to_topic(
     let (ended, counts) = play(&plan, publisher.as_ref(), progress, shutdown).await;
     let closed = bus.close().await.map_err(Failure::failed);
     Ok(Played { ended, progress: counts, feed: None, closed })
+}
+
+#[cfg(feature = "google")]
+async fn to_pubsub(
+    config: &Config,
+    plan: Plan,
+    topic: &str,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<Played, Failure> {
+    let publisher = cloud::publisher(config, topic, plan.options.new_ids).await?;
+    let (ended, counts) = play(&plan, publisher.as_ref(), progress, shutdown).await;
+    Ok(Played { ended, progress: counts, feed: None, closed: Ok(()) })
 }
 
 async fn to_broker(plan: Plan, options: FeedOptions, progress: &Progress, shutdown: &Shutdown) -> Played {

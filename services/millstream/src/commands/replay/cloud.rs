@@ -1,0 +1,35 @@
+//! From a replay to a topic on Pub/Sub.
+
+use crate::config::Config;
+use crate::output::Failure;
+use connectors::{Google, PubSubBus, Window};
+use futures_util::future::BoxFuture;
+use messagepipeline::{BatchOutcome, Message, Publisher};
+use std::sync::Arc;
+
+/// More than the replay publishes at a time: it waits for every answer before it goes on.
+const WINDOW: Window = Window { messages: 1_000, bytes: 32 << 20, max_attempts: 1 };
+
+/// A publisher to `topic` on Pub/Sub. Messages with the ids they had go as such that consumers may have had before.
+pub(super) async fn publisher(
+    config: &Config,
+    topic: &str,
+    new_ids: bool,
+) -> Result<Arc<dyn Publisher>, Failure> {
+    let google = Google::new(&config.google, &std::env::vars().collect()).await.map_err(Failure::failed)?;
+    let bus = PubSubBus::new(&google, &config.bus.pubsub).map_err(Failure::failed)?;
+    let publisher = bus.publisher(topic, WINDOW);
+    Ok(if new_ids { publisher } else { Arc::new(Again(publisher)) })
+}
+
+/// Pub/Sub knows no ids: without the mark the archive would not look for what it has.
+struct Again(Arc<dyn Publisher>);
+
+impl Publisher for Again {
+    fn publish(&self, mut messages: Vec<Message>) -> BoxFuture<'_, BatchOutcome> {
+        for message in &mut messages {
+            message.attempt = message.attempt.max(2);
+        }
+        self.0.publish(messages)
+    }
+}
