@@ -5,6 +5,7 @@ use crate::confirm::Confirmer;
 use crate::error::PubSubError;
 use crate::options::ConsumerOptions;
 use crate::pump::Pump;
+use crate::reach::Reach;
 use crate::streams::Streams;
 use crate::tally::Tally;
 use crate::window::{Limits, Window};
@@ -74,6 +75,10 @@ struct State {
     /// `close` has begun; verdicts are still taken.
     is_closing: bool,
     failure: Option<PubSubError>,
+    /// Why the service is not reached, though the streams do not tell.
+    unreachable: Option<PubSubError>,
+    /// When messages came last.
+    heard: Option<Instant>,
     /// Every stream that may still have verdicts to send.
     streams: Streams<ShutdownToken>,
     /// What had no verdict was given back; verdicts come too late.
@@ -137,6 +142,8 @@ impl PubSubConsumer {
             };
             self.tasks.push(tokio::spawn(pump.run()));
         }
+        let reach = Reach::new(self.client.clone(), self.subscription.clone());
+        self.tasks.push(tokio::spawn(reach.watch(Arc::clone(&self.shared), self.closing.clone())));
         let confirmer = Confirmer { shared: Arc::clone(&self.shared) };
         self.confirmer = Some(tokio::spawn(confirmer.run()));
     }
@@ -227,6 +234,8 @@ impl Shared {
                 messages
             } else {
                 state.failure = None;
+                state.unreachable = None;
+                state.heard = Some(Instant::now());
                 state.queue_weight += weight;
                 state.queue.extend(messages);
                 Vec::new()
@@ -247,6 +256,20 @@ impl Shared {
     /// A stream stands.
     pub(crate) fn works(&self) {
         self.state.lock().failure = None;
+    }
+
+    /// When messages came last.
+    pub(crate) fn heard(&self) -> Option<Instant> {
+        self.state.lock().heard
+    }
+
+    /// The service was asked whether it is there.
+    pub(crate) fn reached(&self, failure: Option<PubSubError>) {
+        let is_failed = failure.is_some();
+        self.state.lock().unreachable = failure;
+        if is_failed {
+            self.arrival.notify_one();
+        }
     }
 
     /// The pump `number` opened a stream. Those that have ended and sent everything are forgotten.
@@ -289,7 +312,7 @@ impl Shared {
         }
         let deliveries = state.take(self.limits, Instant::now(), options, &mut stale);
         let again = deliveries.iter().filter(|delivery| delivery.message.attempt > 1).count();
-        let answer = match (deliveries.is_empty(), &state.failure) {
+        let answer = match (deliveries.is_empty(), state.failure.as_ref().or(state.unreachable.as_ref())) {
             (false, _) => Ok(HandedOut::Messages(deliveries)),
             (true, Some(error)) if state.queue.is_empty() => Err(error.clone()),
             (true, _) => Ok(HandedOut::Nothing),

@@ -4,6 +4,7 @@ use crate::client::{Client, Resource, StreamLimits};
 use crate::error::PubSubError;
 use crate::patience::Patience;
 use crate::pump::from_vendor;
+use crate::reach::Reach;
 use crate::records::{Record, RecordKey, read, read_torn};
 use crate::wire::{Decoder, Part, Received};
 use bytes::{Bytes, BytesMut};
@@ -55,7 +56,8 @@ impl LetterReader {
     /// Begins to read; at most `max` messages are held.
     ///
     /// # Errors
-    /// When the client cannot be set up. A subscription that is missing shows with the first record.
+    /// When the client cannot be set up, or the service does not answer. A subscription that is missing shows with the
+    /// first record.
     pub async fn open(&self, max: usize) -> Result<LetterSession, PubSubError> {
         let limits = StreamLimits {
             messages: i64::try_from(max).unwrap_or(i64::MAX).max(1),
@@ -63,6 +65,9 @@ impl LetterReader {
             extension: Duration::from_secs(10),
             lease: Duration::from_secs(3_600),
         };
+        let reach = Reach::new(self.client.clone(), self.subscription.clone());
+        // A stream that cannot connect says nothing, and neither does one that has nothing to send.
+        reach.ask().await?;
         let patience = Patience::new(SystemClock.now());
         let mut stream = self.client.open_stream(&self.subscription, limits).await?;
         let token = stream.shutdown_token();
@@ -77,6 +82,7 @@ impl LetterReader {
         });
         Ok(LetterSession {
             subscription: self.subscription.full().to_owned(),
+            reach,
             incoming,
             reader,
             token,
@@ -88,6 +94,7 @@ impl LetterReader {
             open_bytes: 0,
             patience,
             end: None,
+            is_quiet_confirmed: false,
             copies: 0,
         })
     }
@@ -127,6 +134,7 @@ impl LetterReader {
 #[derive(Debug)]
 pub struct LetterSession {
     subscription: String,
+    reach: Reach,
     incoming: mpsc::Receiver<Result<(VendorMessage, Handler), VendorError>>,
     reader: JoinHandle<()>,
     token: ShutdownToken,
@@ -140,6 +148,7 @@ pub struct LetterSession {
     open_bytes: usize,
     patience: Patience,
     end: Option<End>,
+    is_quiet_confirmed: bool,
     copies: usize,
 }
 
@@ -176,7 +185,7 @@ impl LetterSession {
     /// whose other parts have not come then come last, marked as not whole.
     ///
     /// # Errors
-    /// When the subscription cannot be read.
+    /// When the subscription cannot be read, or the service answers no more.
     pub async fn next(&mut self, quiet: Duration) -> Result<Option<Record>, PubSubError> {
         while self.end.is_none() {
             let left = self.patience.left(quiet);
@@ -187,6 +196,11 @@ impl LetterSession {
             } else if let Some(record) = self.receive(left).await? {
                 return Ok(Some(record));
             }
+        }
+        if self.end == Some(End::Quiet) && !self.is_quiet_confirmed {
+            // Silence means that there is nothing more only where the service still answers.
+            self.reach.ask().await?;
+            self.is_quiet_confirmed = true;
         }
         if self.end == Some(End::Full) {
             // The other parts of what is open may lie beyond the bound.

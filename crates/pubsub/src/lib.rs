@@ -25,6 +25,7 @@ mod ordered;
 mod patience;
 mod publisher;
 mod pump;
+mod reach;
 mod records;
 mod simple;
 mod streams;

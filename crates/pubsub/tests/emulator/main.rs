@@ -11,6 +11,7 @@ mod consuming;
 mod faults;
 mod letters;
 mod publishing;
+mod reach;
 
 use google_cloud_auth::credentials::anonymous;
 use messagepipeline::{
