@@ -45,7 +45,13 @@ impl GooglePart {
         for variable in variables {
             let mistake = match set(variable) {
                 Some(url) if is_address(&url) => continue,
-                Some(url) => format!("`{url}` is no address of an emulator: write HOST:PORT, or unset it"),
+                // It is told as it is only where no password can be in it.
+                Some(url) if url.contains(['@', '?']) => {
+                    "holds more than an emulator's address: write HOST:PORT, or unset it".to_owned()
+                }
+                Some(url) => format!(
+                    "`{url}` is no address of an emulator: write HOST:PORT, such as 127.0.0.1:8085, or unset it"
+                ),
                 None => format!("is missing beside {}: name the emulator's gRPC port too", variables[0]),
             };
             check.error_in_environment(variable, mistake);
@@ -54,10 +60,15 @@ impl GooglePart {
     }
 }
 
+/// Whether `url` is a scheme, a host and a port, and nothing else.
 fn is_address(url: &str) -> bool {
-    reqwest::Url::parse(url).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https") && url.host_str().is_some_and(|host| !host.is_empty())
-    })
+    let Some((scheme, authority)) = url.split_once("://") else { return false };
+    let Some((host, port)) = authority.rsplit_once(':') else { return false };
+    matches!(scheme, "http" | "https")
+        && !host.is_empty()
+        && !authority.contains(['@', '/', '?', '#'])
+        && port.parse::<u16>().is_ok_and(|port| port != 0)
+        && reqwest::Url::parse(url).is_ok()
 }
 
 /// Checks project and credentials of a service that speaks to `parts`, and where their emulators are. Reads the
@@ -168,5 +179,33 @@ pub fn check_topic(pubsub: &PubSubConfig, topic: &str, pointer: &str, check: &mu
 fn check_name(pointer: &str, name: &str, check: &mut Check) {
     if let Some(mistake) = ::pubsub::name_mistake(name) {
         check.error(pointer, format!("`{name}` cannot be a name on Pub/Sub: {mistake}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_an_emulator_is_a_host_and_a_port_and_nothing_else() {
+        for right in
+            ["127.0.0.1:8085", "emulator:80", "[::1]:8085", "http://storage:4443/", "https://storage:443"]
+        {
+            assert!(address(right).is_some_and(|url| is_address(&url)), "{right}");
+        }
+        for wrong in [
+            "127.0.0.1",
+            "nope",
+            "nonsense:x",
+            ":8085",
+            "host:0",
+            "host:70000",
+            "::1",
+            "http://u:p@h:1",
+            "http://h:1/path?x",
+            "ftp://h:1",
+        ] {
+            assert!(!address(wrong).is_some_and(|url| is_address(&url)), "{wrong}");
+        }
     }
 }

@@ -21,6 +21,7 @@ pub struct WarehouseConfig {
     /// Rows written together.
     pub batch: BatchConfig,
     /// Most messages taken from the bus and not yet stored.
+    #[schemars(range(min = 1))]
     pub max_in_flight: u32,
     /// Most bytes taken from the bus and not yet stored.
     pub max_in_flight_bytes: ByteSize,

@@ -25,6 +25,7 @@ pub struct EnrichmentConfig {
     /// Under which names the device's fields are added.
     pub fields: FieldNames,
     /// Most messages taken from the bus and not yet published.
+    #[schemars(range(min = 1))]
     pub max_in_flight: u32,
     /// Most bytes taken from the bus and not yet published.
     pub max_in_flight_bytes: ByteSize,

@@ -25,6 +25,7 @@ pub struct ArchiveConfig {
     /// Most bytes of messages held in memory over all groups; beyond it the oldest group becomes an object.
     pub memory: ByteSize,
     /// Most messages taken from the bus and not yet archived.
+    #[schemars(range(min = 1))]
     pub max_in_flight: u32,
     /// Deliveries before a message that keeps failing goes to the dead letters.
     pub max_attempts: u32,

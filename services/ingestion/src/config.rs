@@ -41,6 +41,7 @@ pub struct IngestionConfig {
     /// Payloads smaller than this are skipped.
     pub min_payload: ByteSize,
     /// Most messages that are taken and not yet on the bus, over all connections.
+    #[schemars(range(min = 1))]
     pub max_in_flight: u32,
     /// Most bytes of messages that are taken and not yet on the bus, over all connections.
     pub max_in_flight_bytes: ByteSize,

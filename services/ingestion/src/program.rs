@@ -72,6 +72,10 @@ impl Service for IngestionProgram {
             );
             check.error(largest.0, message);
         }
+        if config.ingestion.spool.as_ref().is_some_and(|spool| spool.max_size < largest.1) {
+            let message = format!("holds not even one message of {}: set it to 1GiB or more", largest.1);
+            check.error("/ingestion/spool/max_size", message);
+        }
         if config.ingestion.ledger && config.ingestion.ledger_keep.get() < A_DAY {
             check.error(
                 "/ingestion/ledger_keep",

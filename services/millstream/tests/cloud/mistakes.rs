@@ -127,11 +127,15 @@ ingestion:
   broker: {url: 'mqtts://broker.example', user: u, password: p}
 enrichment:
   source: {kind: firestore}
-bigquery: {kind: bigquery}
+bigquery:
+  kind: bigquery
 icestore:
   kind: cloud-storage
   google: {bucket: my-archive}
 ";
+
+/// Where the section of each service begins.
+const SECTIONS: [&str; 4] = ["ingestion:\n", "enrichment:\n", "bigquery:\n", "icestore:\n"];
 
 #[test]
 fn check_finds_credentials_and_emulators_of_the_environment_that_cannot_work() {
@@ -154,9 +158,27 @@ fn check_finds_credentials_and_emulators_of_the_environment_that_cannot_work() {
         "PUBSUB_EMULATOR_HOST: `http://nonsense:x` is no address",
     ];
     refused("bigquery", folder.path(), &["check"], &half, &words);
+    let bare = [("PUBSUB_EMULATOR_HOST", "127.0.0.1")];
+    let words = ["PUBSUB_EMULATOR_HOST: `http://127.0.0.1` is no address of an emulator: write HOST:PORT"];
+    refused("ingestion", folder.path(), &["check"], &bare, &words);
     let emulated = [credentials[0], ("PUBSUB_EMULATOR_HOST", "127.0.0.1:8085")];
     let (code, said) = run("ingestion", folder.path(), &["check"], &emulated);
     assert_eq!(code, Some(0), "an emulator takes everybody: {said}");
+}
+
+#[test]
+fn a_window_for_no_message_and_a_spool_smaller_than_one_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (section, service) in SECTIONS.into_iter().zip(SERVICES) {
+        let text = RIGHT.replace(section, &format!("{section}  max_in_flight: 0\n"));
+        std::fs::write(folder.path().join("cloud.yaml"), text).unwrap();
+        let words = [format!("{service}.max_in_flight: "), "1 to 4294967295".to_owned()];
+        refused(service, folder.path(), &["check"], &[], &words.each_ref().map(String::as_str));
+    }
+    let text = RIGHT.replace(SECTIONS[0], &format!("{}  spool: {{max_size: 1B}}\n", SECTIONS[0]));
+    std::fs::write(folder.path().join("cloud.yaml"), text).unwrap();
+    let words = ["ingestion.spool.max_size: holds not even one message of 1MiB"];
+    refused("ingestion", folder.path(), &["check"], &[], &words);
 }
 
 #[test]
