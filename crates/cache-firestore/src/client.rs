@@ -184,7 +184,9 @@ impl Client {
             Ok(CacheableResource::NotModified) => Ok(HeaderMap::new()),
             Err(error) => {
                 let transient = error.is_transient();
-                Err(Error::Credentials { reason: error.to_string(), transient })
+                // The library says so; the credentials are read again until they work.
+                let reason = error.to_string().replace(" and future attempts will not succeed", "");
+                Err(Error::Credentials { reason, transient })
             }
         }
     }

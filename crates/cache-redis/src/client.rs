@@ -53,7 +53,18 @@ impl Server {
     pub(crate) async fn connect(&self) -> Result<Connection, Failure> {
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
-        Ok(Connection(connection.map_err(Failure::of)?))
+        Ok(Connection(connection.map_err(|error| self.hint(Failure::of(error)))?))
+    }
+
+    /// A TLS port answers who speaks without TLS by hanging up, which says nothing to a person.
+    fn hint(&self, failure: Failure) -> Failure {
+        let is_plain = matches!(self.client.get_connection_info().addr(), ConnectionAddr::Tcp(..));
+        match failure {
+            Failure::Lost(words) if is_plain && !words.contains("refused") => {
+                Failure::Lost(format!("{words}; is it a TLS port? then write rediss://"))
+            }
+            failure => failure,
+        }
     }
 }
 

@@ -249,7 +249,11 @@ async fn tls_is_spoken_with_an_authority_of_ones_own_and_a_wrong_one_is_told_cle
     }
     let plain = RedisOptions { url: redis.tls_url().replace("rediss://", "redis://"), ..tls(None) };
     let error = RedisStore::<Enrichment>::new(&plain).unwrap().get(&["a"]).await.unwrap_err();
-    assert!(error.to_string().contains("localhost:"), "{error}");
+    let words = error.to_string();
+    assert!(
+        words.contains("localhost:") && words.contains("is it a TLS port? then write rediss://"),
+        "{words}"
+    );
 }
 
 /// Signs certificates of servers.

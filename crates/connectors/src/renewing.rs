@@ -113,7 +113,11 @@ where
                 Err(error) => Err(CredentialsError::from_msg(false, error.to_string())),
             };
             if let Err(error) = &answer {
-                tracing::warn!(%error, "Google refuses the credentials; they are read anew until it takes them");
+                let error = error.to_string().replace(" and future attempts will not succeed", "");
+                tracing::warn!(
+                    error,
+                    "Google refuses the credentials; they are read anew until it takes them"
+                );
             }
         }
         if answer.is_ok() {

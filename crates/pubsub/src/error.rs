@@ -187,7 +187,8 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    // The client says so of credentials; they are read again until they work.
+    text.replace(" and future attempts will not succeed", "")
 }
 
 impl From<PubSubError> for StageError {

@@ -4,7 +4,7 @@
 //! not come is thrown away, because nobody can say what became of its requests, and the idle ones with it: what broke it
 //! may have broken them, and each would cost a deadline of its own.
 
-use super::error::{in_words, without_values};
+use super::error::{in_words, row_refused, without_values};
 use super::rows::TypedRow;
 use super::schema::TablePlan;
 use super::{BigQueryOptions, Error, WriteMode};
@@ -337,7 +337,7 @@ fn row_error(error: &BigQuerySerializationError) -> Error {
         CodecKind::UnknownField | CodecKind::TypeMismatch | CodecKind::UnsupportedType => Error::Changing(
             format!("its column `{}` is not known to the Storage Write API as it was", error.path),
         ),
-        kind => Error::Row(format!("{kind} at column `{}`: {}", error.path, without_values(&error.message))),
+        kind => row_refused(kind, &error.path, &without_values(&error.message)),
     }
 }
 

@@ -103,6 +103,14 @@ impl From<Error> for StageError {
     }
 }
 
+/// The refusal of a row for `reason`, at `column` where BigQuery names one.
+pub(super) fn row_refused(reason: impl std::fmt::Display, column: &str, message: &str) -> Error {
+    Error::Row(match column {
+        "" => format!("{reason}: {message}"),
+        column => format!("{reason} at column `{column}`: {message}"),
+    })
+}
+
 /// Longest part of a foreign message that is passed on.
 const MAX_MESSAGE: usize = 300;
 
@@ -129,10 +137,15 @@ pub(super) fn without_values(message: &str) -> String {
     out.trim_end_matches([' ', ':']).to_owned()
 }
 
+/// `text` without what Google's client says of refused credentials: they are read again until they work.
+pub(super) fn without_verdict(text: &str) -> String {
+    text.replace(" and future attempts will not succeed", "")
+}
+
 /// What the client library tells of a failed call, for people: the message without a row's values, and the code behind
 /// it. The library hands a gRPC status on as text, `code: 'Description', message: "Text", source: Debug`.
 pub(super) fn in_words(code: &str, details: &str) -> String {
-    let details = details.strip_prefix("GCloud system error: ").unwrap_or(details);
+    let details = &without_verdict(details.strip_prefix("GCloud system error: ").unwrap_or(details));
     let description = details.split_once("code: '").and_then(|(_, rest)| rest.split_once('\''));
     let Some((description, rest)) = description else {
         return format!("{} ({code})", without_values(details));
@@ -192,10 +205,27 @@ mod tests {
                 "The caller does not have permission to execute the specified operation (PermissionDenied)",
             ),
             ("CONNECTION_LOST", "Hyper error: broken pipe", "Hyper error: broken pipe (CONNECTION_LOST)"),
+            (
+                "SYSTEM",
+                "cannot create auth headers and future attempts will not succeed: invalid_grant",
+                "cannot create auth headers: invalid_grant (SYSTEM)",
+            ),
             ("Internal", "code: 'cut of", "code: … (Internal)"),
         ] {
             assert_eq!(in_words(code, details), words);
         }
+    }
+
+    #[test]
+    fn a_refused_row_names_its_column_only_where_there_is_one() {
+        assert_eq!(
+            row_refused("invalid", "n", "no date").to_string(),
+            "BigQuery does not take the row: invalid at column `n`: no date"
+        );
+        assert_eq!(
+            row_refused("invalid", "", "no date").to_string(),
+            "BigQuery does not take the row: invalid: no date"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Inserting through `tabledata.insertAll`, the older streaming API.
 
 use super::append::Answer;
-use super::error::without_values;
+use super::error::{row_refused, without_values};
 use super::rest::{Failure, Rest};
 use super::rows::JsonRow;
 use super::schema::TablePlan;
@@ -170,6 +170,6 @@ fn row_error(error: &RowError) -> Error {
         "invalid" if message.starts_with("no such field") => {
             Error::Changing(format!("its column `{}` is not known", error.location))
         }
-        reason => Error::Row(format!("{reason} at column `{}`: {message}", error.location)),
+        reason => row_refused(reason, &error.location, &message),
     }
 }

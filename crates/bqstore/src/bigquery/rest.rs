@@ -1,5 +1,6 @@
 //! BigQuery's REST API, as far as it is used here: JSON over HTTP, with a deadline on every call.
 
+use super::error::without_verdict;
 use super::{BigQueryOptions, Error};
 use google_cloud_auth::credentials::{CacheableResource, Credentials};
 use reqwest::{Method, StatusCode};
@@ -166,7 +167,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         text.push_str(&cause.to_string());
         next = cause.source();
     }
-    text
+    without_verdict(&text)
 }
 
 /// A JSON document that we made ourselves.

@@ -381,5 +381,6 @@ fn told(error: &dyn std::error::Error) -> String {
         }
         cause = inner.source();
     }
-    text
+    // Google's client says so of credentials; they are read again until they work.
+    text.replace(" and future attempts will not succeed", "")
 }
