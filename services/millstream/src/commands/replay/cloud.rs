@@ -10,14 +10,22 @@ use std::sync::Arc;
 /// More than the replay publishes at a time: it waits for every answer before it goes on.
 const WINDOW: Window = Window { messages: 1_000, bytes: 32 << 20, max_attempts: 1 };
 
-/// A publisher to `topic` on Pub/Sub. Messages with the ids they had go as such that consumers may have had before.
+/// Ordering keys where the configuration has none: what follows a message under its key waits for that one's answer.
+/// Subscriptions without ordering take no notice.
+const KEYS: u32 = 16;
+
+/// A publisher to `topic` on Pub/Sub, which takes each device's messages in order. Those with the ids they had go as such that consumers may have had before.
 pub(super) async fn publisher(
     config: &Config,
     topic: &str,
     new_ids: bool,
 ) -> Result<Arc<dyn Publisher>, Failure> {
     let google = Google::new(&config.google, &std::env::vars().collect()).await.map_err(Failure::failed)?;
-    let bus = PubSubBus::new(&google, &config.bus.pubsub).map_err(Failure::failed)?;
+    let mut settings = config.bus.pubsub.clone();
+    if settings.ordering_keys == 0 {
+        settings.ordering_keys = KEYS;
+    }
+    let bus = PubSubBus::new(&google, &settings).map_err(Failure::failed)?;
     let publisher = bus.publisher(topic, WINDOW);
     Ok(if new_ids { publisher } else { Arc::new(Again(publisher)) })
 }
