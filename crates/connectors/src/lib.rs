@@ -14,6 +14,8 @@ mod error;
 mod file;
 #[cfg(feature = "google")]
 mod google;
+#[cfg(feature = "google")]
+mod missing;
 mod mqtt;
 #[cfg(feature = "google")]
 mod pubsub;

@@ -5,7 +5,7 @@ use ::pubsub::{
     Client, ConsumerOptions, LetterReader, Ordering, PubSubDeadLetters, PubSubOptions, PubSubPublisher,
     PublisherOptions, SubscriptionSpec, Wire,
 };
-use messagepipeline::{BoxConsumer, DeadLetters, Publisher};
+use messagepipeline::{BoxConsumer, DeadLetters, Publisher, Shutdown, StageHealth};
 use std::sync::Arc;
 
 /// Publishers, consumers and dead letters on Pub/Sub. Cloning shares them.
@@ -67,6 +67,13 @@ impl PubSubBus {
             self.client.create_subscription(&spec).await?;
         }
         Ok(())
+    }
+
+    /// Asks for `topic` until it is there, or `shutdown` begins; meanwhile `health` says that it is missing. Whoever may
+    /// not look is taken for somebody whose topic is there.
+    pub async fn tell_missing(&self, topic: &str, health: &StageHealth, shutdown: &Shutdown) {
+        let name = self.topic(topic);
+        crate::missing::tell_missing(name, || self.client.topic_exists(name), health, shutdown).await;
     }
 
     /// The service whose subscription is called `name` in the project, with or without the project before it.
