@@ -1,9 +1,13 @@
 //! Messages in, rows and lines out, books balanced across the processes.
 
-use crate::common::{bag, lines_of, recordings, small_recording};
+use crate::common::{bag, lines_of, recordings, small_recording, texts};
 use crate::installation::Installation;
 use crate::service::SERVICES;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, Output};
+use std::time::Duration;
 use testkit::rig::RigOptions;
+use testkit::servers::SubscriptionSettings;
 
 const DEVICES: &str = "device_id,client_id,location_id,category\n\
     A81758FFFE04B1C1,campus,tour-perret,climate\n\
@@ -64,6 +68,85 @@ fn sigterm_under_load_ends_each_service_well_and_nothing_is_lost_or_doubled() {
     assert_eq!(installation.row_payloads(), sent);
     assert_eq!(installation.line_payloads(), sent);
     installation.books(1);
+}
+
+#[test]
+fn the_archive_in_the_bucket_is_replayed_into_pubsub_under_its_ids_and_the_books_stay_balanced() {
+    let test = "the_archive_in_the_bucket_is_replayed_into_pubsub_under_its_ids_and_the_books_stay_balanced";
+    let Some(mut installation) = Installation::with_long_leases(test) else { return };
+    let (count, devices) = (600, 7);
+    let file = small_recording(installation.rig.folder(), "fleet.ndjson", count, devices);
+    installation.start_all(1);
+    installation.feed(std::slice::from_ref(&file), "max");
+    installation.wait_for(count);
+    installation.stop_all();
+    let mut archived = installation.lines();
+    archived.sort_by_key(|line| (line.received_at, line.id));
+
+    installation.rig.bus().create_subscription("seen", "raw", &SubscriptionSettings::default());
+    let output = replay(&installation, "no-such-topic");
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    assert!(stdout.starts_with("0 messages of ") && stderr.contains("no-such-topic"), "{stdout}{stderr}");
+    let output = replay(&installation, "raw");
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
+    assert!(stdout.starts_with(&format!("{count} messages of ")), "{stdout}{stderr}");
+    let mut seen = installation.rig.bus().drain("seen", count, Duration::from_secs(20));
+    // The emulator numbers messages as it takes them.
+    seen.sort_by_key(|message| message.message_id.parse::<u64>().unwrap());
+    let again = |message: &testkit::servers::Pulled| message.attributes["millstream_again"] == "1";
+    assert!(seen.iter().all(again), "the archive would not look for them");
+    let replayed = seen.iter().map(|message| {
+        (
+            &message.attributes["device_id"],
+            (message.attributes["millstream_id"].clone(), message.data.clone()),
+        )
+    });
+    let before = archived.iter().map(|line| {
+        (line.attributes.get("device_id").unwrap().to_owned(), (line.id.to_string(), line.payload.to_vec()))
+    });
+    assert_eq!(by_device(replayed), by_device(before));
+
+    for service in ["enrichment", "bigquery", "icestore"] {
+        installation.forget_reader(service);
+        installation.start(service, 0);
+        installation.running.get_mut(&(service, 0)).unwrap().ready();
+    }
+    for service in ["enrichment", "bigquery", "icestore"] {
+        crate::common::until(&format!("{service} has the replayed messages"), || {
+            installation.running[&(service, 0)].counter("millstream_messages_in_total", service)
+                >= count as u64
+        });
+    }
+    installation.stop_all();
+    let ids = |lines: &[icestore::ArchivedMessage]| lines.iter().map(|line| line.id).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&installation.lines()), ids(&archived));
+    let report = installation.books(1);
+    assert_eq!(report["ledger"]["ids"], count, "{report:#}");
+    assert_eq!(report["ledger"]["digest"], report["warehouse"]["digest"]);
+    assert_eq!(report["ledger"]["digest"], report["archive"]["digest"]);
+    assert_eq!(report["archive"]["copies"], 0, "{report:#}");
+}
+
+/// What each device has, in its order.
+fn by_device<D: ToString, T>(messages: impl Iterator<Item = (D, T)>) -> BTreeMap<String, Vec<T>> {
+    let mut devices = BTreeMap::<_, Vec<T>>::new();
+    for (device, message) in messages {
+        devices.entry(device.to_string()).or_default().push(message);
+    }
+    devices
+}
+
+/// `millstream replay` of the archive in the bucket.
+fn replay(installation: &Installation, topic: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .arg("--config")
+        .arg(installation.rig.folder().join("cloud-0.yaml"))
+        .args(["replay", "--topic", topic])
+        .envs(installation.environment.iter().map(|(name, value)| (name, value)))
+        .output()
+        .unwrap()
 }
 
 #[test]
