@@ -243,7 +243,8 @@ Messages come in the order of their first receipt, with payload, attributes and 
 their ids, so what is stored already is not stored twice; with --new-ids they are new messages. A broker sees ordinary
 MQTT messages, each on the topic it first came on, which get new ids where they are taken in.
 
---topic writes to the bus of the data folder, which no running `up` may have open: stop it, replay, start it again.
+--topic writes to the bus of the data folder, which no running `up` may have open: stop it, replay, start it again. With
+`bus.kind: pubsub` it publishes to the topic on Pub/Sub, beside the running services.
 Into `raw` messages come without what enrichment had added, and get it anew.
 
 Examples:
