@@ -189,7 +189,7 @@ impl ArchiveObject {
             digest,
             first_received: first,
             last_received: last,
-            redelivered: messages.iter().any(|(message, _)| message.attempt > 1),
+            redelivered: messages.iter().any(|(message, _)| message.is_redelivered()),
         })
     }
 }

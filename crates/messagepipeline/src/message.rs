@@ -104,6 +104,17 @@ impl Message {
         FIXED + self.payload.len() + self.attributes.size()
     }
 
+    /// Whether the message may have been handed out before, under the same id: whoever stores it must look for it.
+    #[must_use]
+    pub fn is_redelivered(&self) -> bool {
+        self.attempt > 1
+    }
+
+    /// Makes it count as [redelivered](Self::is_redelivered), whatever the consumer's side has counted.
+    pub fn mark_redelivered(&mut self) {
+        self.attempt = self.attempt.max(2);
+    }
+
     /// The device id, when ingestion found one.
     #[must_use]
     pub fn device_id(&self) -> Option<&str> {

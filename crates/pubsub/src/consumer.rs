@@ -311,7 +311,7 @@ impl Shared {
             return Ok(HandedOut::End);
         }
         let deliveries = state.take(self.limits, Instant::now(), options, &mut stale);
-        let again = deliveries.iter().filter(|delivery| delivery.message.attempt > 1).count();
+        let again = deliveries.iter().filter(|delivery| delivery.message.is_redelivered()).count();
         let answer = match (deliveries.is_empty(), state.failure.as_ref().or(state.unreachable.as_ref())) {
             (false, _) => Ok(HandedOut::Messages(deliveries)),
             (true, Some(error)) if state.queue.is_empty() => Err(error.clone()),

@@ -132,7 +132,7 @@ impl Pump {
                     damaged += u64::from(decoded.is_damaged);
                     if retried_for.is_some() {
                         // It may be there already, though Pub/Sub counts its deliveries from one again.
-                        decoded.message.attempt = 2;
+                        decoded.message.mark_redelivered();
                     }
                     queued.push(Queued { message: decoded.message, handler, received });
                 }

@@ -32,7 +32,7 @@ impl Unsure {
         for entry in messages.iter_mut().filter(|entry| entry.facts.is_empty()) {
             let is_new = !self.old.contains(&entry.message.id) && self.young.insert(entry.message.id);
             if !is_new {
-                entry.message.attempt = entry.message.attempt.max(2);
+                entry.message.mark_redelivered();
             }
         }
     }
@@ -44,7 +44,7 @@ impl Unsure {
             let id = &entry.message.id;
             let is_settled = match outcome {
                 Ok(()) => true,
-                Err(error) => entry.message.attempt <= 1 && !may_be_published(error),
+                Err(error) => !entry.message.is_redelivered() && !may_be_published(error),
             };
             if is_settled && !self.young.remove(id) {
                 self.old.remove(id);

@@ -101,7 +101,7 @@ pub(crate) fn encode(message: &Message, wire: Wire, facts: &[Fact<'_>]) -> Encod
     for (name, value) in facts {
         set(&mut attributes, name, value);
     }
-    if facts.is_empty() && message.attempt > 1 {
+    if facts.is_empty() && message.is_redelivered() {
         attributes.insert(AGAIN.to_owned(), "1".to_owned());
     }
     if wire == Wire::Binary {
@@ -208,7 +208,7 @@ impl Decoder {
         let is_again = received.attributes.contains_key(ID) && received.attributes.remove(AGAIN).is_some();
         let mut decoded = self.decode_once(received);
         if is_again {
-            decoded.message.attempt = 2;
+            decoded.message.mark_redelivered();
         }
         decoded
     }

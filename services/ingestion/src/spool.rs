@@ -144,7 +144,7 @@ impl Transformer for AsIs {
         outcomes.extend(deliveries.iter().map(|delivery| {
             let mut message = delivery.message.clone();
             if sequence(delivery.token) <= self.filled_to {
-                message.attempt = message.attempt.max(2);
+                message.mark_redelivered();
             }
             Outcome::Emit(message)
         }));

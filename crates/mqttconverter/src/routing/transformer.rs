@@ -46,7 +46,7 @@ impl IngestTransformer {
         let device_id = self.device_ids.find(mqtt_topic, &mut payload);
         let mut attributes = original.attributes.edit();
         attributes.set(names::ROUTE, route);
-        let (mut id, mut attempt) = (original.id, original.attempt);
+        let (mut id, mut is_own) = (original.id, false);
         // A message that is retried may carry an id that an earlier rule found.
         attributes.remove(names::DEVICE_ID);
         if let Some(device_id) = &device_id {
@@ -56,13 +56,14 @@ impl IngestTransformer {
             {
                 id = foreign_id(device_id, &own);
                 attributes.set(names::FOREIGN_ID, &own);
-                // The first copy may have been published under this id. With an id of ours the copy is another message.
-                if original.attributes.get(names::DUP).is_some() {
-                    attempt = attempt.max(2);
-                }
+                is_own = true;
             }
         }
-        let message = Message { id, attempt, attributes: attributes.build(), ..original.clone() };
+        let mut message = Message { id, attributes: attributes.build(), ..original.clone() };
+        if is_own && original.attributes.get(names::DUP).is_some() {
+            // The first copy may have been published under this id. With an id of ours the copy is another message.
+            message.mark_redelivered();
+        }
         Outcome::Emit(Routed { topic, message })
     }
 }

@@ -17,8 +17,8 @@
 //! | `requests` | requests to each of Google's services while the whole path runs at 1,000 messages a second |
 //!
 //! `MILLSTREAM_RECORDINGS` names a folder with recordings; without it messages are made up. `MILLSTREAM_BENCH_SCALE`
-//! (default 1) multiplies message counts. `MILLSTREAM_BENCH_SERVICES` names another folder with the services. Every line that begins with `figure` is for programs: name, value, unit,
-//! between tabs.
+//! (default 1) multiplies message counts. `MILLSTREAM_BENCH_SERVICES` names another folder with the services. Every line
+//! that begins with `figure` is for programs: name, value, unit, between tabs.
 
 #![allow(
     missing_docs,
@@ -51,17 +51,20 @@ mod process;
 #[allow(dead_code, reason = "the other bench uses all of it")]
 #[path = "../system/publisher.rs"]
 mod publisher;
+#[path = "../system/report.rs"]
+mod report;
 mod requests;
 mod site;
 mod situations;
 mod waiting;
 mod warehouse;
 
+pub(crate) use report::{figure, scaled};
+
 /// What builds the services.
 const BUILD: &str = "cargo build --release --workspace --bins --features google";
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let scenarios: [(&str, fn()); 8] = [
         ("ingestion", ingestion::run),
         ("situations", situations::run),
@@ -72,22 +75,5 @@ fn main() {
         ("warehouse", warehouse::run),
         ("requests", requests::run),
     ];
-    for (name, run) in scenarios {
-        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
-            println!("\n== {name}");
-            run();
-        }
-    }
-}
-
-/// Prints a figure for people and programs.
-pub(crate) fn figure(name: &str, value: f64, unit: &str) {
-    println!("figure\t{name}\t{value:.3}\t{unit}");
-}
-
-/// `usual`, scaled.
-pub(crate) fn scaled(usual: usize) -> usize {
-    let scale =
-        std::env::var("MILLSTREAM_BENCH_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
-    ((usual as f64 * scale) as usize).max(1)
+    report::run(&scenarios);
 }

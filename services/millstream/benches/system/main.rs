@@ -36,11 +36,13 @@ mod path;
 mod poison;
 mod program;
 mod publisher;
+mod report;
 mod stall;
 mod start;
 
+pub(crate) use report::{figure, scaled};
+
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let scenarios: [(&str, fn()); 6] = [
         ("start", start::run),
         ("path", path::run),
@@ -49,25 +51,5 @@ fn main() {
         ("keys", keys::run),
         ("stall", stall::run),
     ];
-    for (name, run) in scenarios {
-        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
-            println!("\n== {name}");
-            run();
-        }
-    }
-}
-
-/// Prints a figure for people and programs.
-pub(crate) fn figure(name: &str, value: f64, unit: &str) {
-    println!("figure\t{name}\t{value:.3}\t{unit}");
-}
-
-/// How much larger or smaller than usual everything is to be.
-pub(crate) fn scale() -> f64 {
-    std::env::var("MILLSTREAM_BENCH_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0)
-}
-
-/// `usual`, scaled.
-pub(crate) fn scaled(usual: usize) -> usize {
-    ((usual as f64 * scale()) as usize).max(1)
+    report::run(&scenarios);
 }

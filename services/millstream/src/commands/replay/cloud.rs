@@ -14,7 +14,8 @@ const WINDOW: Window = Window { messages: 1_000, bytes: 32 << 20, max_attempts: 
 /// Subscriptions without ordering take no notice.
 const KEYS: u32 = 16;
 
-/// A publisher to `topic` on Pub/Sub, which takes each device's messages in order. Those with the ids they had go as such that consumers may have had before.
+/// A publisher to `topic` on Pub/Sub, which takes each device's messages in order. Those with the ids they had go as such
+/// that consumers may have had before.
 pub(super) async fn publisher(
     config: &Config,
     topic: &str,
@@ -35,9 +36,7 @@ struct Again(Arc<dyn Publisher>);
 
 impl Publisher for Again {
     fn publish(&self, mut messages: Vec<Message>) -> BoxFuture<'_, BatchOutcome> {
-        for message in &mut messages {
-            message.attempt = message.attempt.max(2);
-        }
+        messages.iter_mut().for_each(Message::mark_redelivered);
         self.0.publish(messages)
     }
 }
