@@ -5,9 +5,13 @@ use crate::google::{PROJECT_VARIABLES, address};
 use crate::{BusConfig, BusKind, Environment, GoogleConfig, PubSubConfig, credentials_file};
 use service_kit::config::Check;
 use std::path::Path;
+use std::time::Duration;
 
 /// The services that read a subscription each.
 const READERS: [&str; 3] = ["enrichment", "bigquery", "icestore"];
+/// The longest `publish_timeout`. A call may take twice as long and a few seconds, and what a stage calls has 5 minutes:
+/// given up sooner, it would be repeated while it goes on.
+const LONGEST_PUBLISH: Duration = Duration::from_mins(2);
 /// Names a credentials file where the configuration does not.
 const CREDENTIALS_VARIABLE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 
@@ -153,6 +157,12 @@ pub fn check_pubsub(bus: &BusConfig, check: &mut Check) {
     }
     if pubsub.publish_timeout.is_zero() {
         check.error("/bus/pubsub/publish_timeout", "leaves no time for an answer; write a time such as 1m");
+    }
+    if pubsub.publish_timeout.get() > LONGEST_PUBLISH {
+        check.error(
+            "/bus/pubsub/publish_timeout",
+            "is longer than 2m: a call takes up to twice as long, and a stage gives its calls 5 minutes",
+        );
     }
     for (key, topic) in &pubsub.topics {
         check_name(&format!("/bus/pubsub/topics/{key}"), topic, check);

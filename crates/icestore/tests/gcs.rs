@@ -11,7 +11,7 @@ use icestore::{
 };
 use messagepipeline::{
     BatchLimits, BatchOutcome, BatchProcessor, BatchingService, Clock, Digest, Enrichment, ErrorClass, Item,
-    Message, ServiceOptions, Shutdown, StageError, Summary, SystemClock, Timestamp,
+    ManualClock, Message, ServiceOptions, Shutdown, StageError, Summary, SystemClock, Timestamp,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -265,6 +265,42 @@ async fn a_message_that_comes_again_is_found_when_its_id_is_no_longer_remembered
         assert!(is_done(&processor.process(&items(part)).await));
     }
     assert!(is_done(&processor.process(&items(&again(&messages[..10]))).await));
+    assert_lines(&mut bucket, &messages).await;
+}
+
+#[tokio::test]
+async fn what_a_look_finds_first_is_known_at_its_end_however_much_it_reads_after_that() {
+    let mut bucket = Bucket::new().await;
+    let store = bucket.store_with(GcsOptions { remembered: 20, ..bucket.options() }).await;
+    let processor = processor(store);
+    let messages = suite::messages(120);
+    for part in messages[..110].chunks(10) {
+        assert!(is_done(&processor.process(&items(part)).await));
+    }
+    // Old messages of several objects in one group with new ones: its times meet those of all objects.
+    let mut group = again(&[&messages[..3], &messages[40..43], &messages[105..107]].concat());
+    group.extend_from_slice(&messages[110..]);
+    assert!(is_done(&processor.process(&items(&group)).await));
+    assert_lines(&mut bucket, &messages).await;
+}
+
+#[tokio::test]
+async fn a_backlog_out_of_order_is_archived_without_reading_what_was_stored_meanwhile() {
+    let mut bucket = Bucket::new().await;
+    // It started two hours ago, and for an hour before that nothing was archived.
+    let hours_ago = |hours: i64| SystemClock.now().as_micros() - hours * 3_600_000_000;
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(hours_ago(2))));
+    let options = GcsOptions { remembered: 20, ..bucket.options() };
+    let processor = processor(GcsStore::new(options, clock).await.unwrap());
+    let messages = received(suite::messages(100), Timestamp::from_micros(hours_ago(3)));
+    for first in 0..10 {
+        let group: Vec<_> = messages.iter().skip(first).step_by(10).cloned().collect();
+        assert!(is_done(&processor.process(&items(&group)).await));
+    }
+    let [_, reads, _, uploads] = bucket.requests();
+    assert_eq!((reads, uploads), (0, 10));
+    // What the subscription calls redelivered is looked for all the same.
+    assert!(is_done(&processor.process(&items(&again(&messages[7..23]))).await));
     assert_lines(&mut bucket, &messages).await;
 }
 

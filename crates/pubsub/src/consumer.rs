@@ -263,10 +263,13 @@ impl Shared {
         self.state.lock().heard
     }
 
-    /// The service was asked whether it is there.
-    pub(crate) fn reached(&self, failure: Option<PubSubError>) {
+    /// The service was asked at `asked` whether it is there. Messages that have come since are the better answer.
+    pub(crate) fn reached(&self, asked: Instant, failure: Option<PubSubError>) {
+        let mut state = self.state.lock();
+        let failure = failure.filter(|_| state.heard.is_none_or(|heard| heard < asked));
         let is_failed = failure.is_some();
-        self.state.lock().unreachable = failure;
+        state.unreachable = failure;
+        drop(state);
         if is_failed {
             self.arrival.notify_one();
         }

@@ -4,7 +4,6 @@ use crate::error::PubSubError;
 use crate::publisher::Outcome;
 use messagepipeline::ErrorClass;
 use std::collections::HashSet;
-use std::time::Duration;
 use tokio::time::Instant;
 
 /// The client, as far as one message after the other needs it.
@@ -17,13 +16,12 @@ pub(crate) trait OrderedSender {
 }
 
 /// Publishes the messages at these places, which have these keys; an answer each. A message that fails for now holds up
-/// those behind it under its key, and so does `deadline`, which is one for all.
+/// those behind it under its key; none is begun after `until`.
 pub(crate) async fn publish_in_order(
     sender: &impl OrderedSender,
     messages: &[(usize, String)],
-    deadline: Duration,
+    until: Instant,
 ) -> Vec<Outcome> {
-    let until = Instant::now() + deadline;
     let mut held = HashSet::new();
     let mut outcomes = Vec::with_capacity(messages.len());
     for (at, key) in messages {
@@ -61,6 +59,7 @@ mod tests {
     use super::*;
     use parking_lot::Mutex;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Fate {
@@ -122,7 +121,9 @@ mod tests {
         let keyed: Vec<_> = messages.iter().map(|(at, key, ..)| (*at, key.clone())).collect();
         let double = Double { messages, state: Mutex::default() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        let outcomes = runtime.unwrap().block_on(publish_in_order(&double, &keyed, deadline));
+        let outcomes = runtime
+            .unwrap()
+            .block_on(async { publish_in_order(&double, &keyed, Instant::now() + deadline).await });
         let sent = std::mem::take(&mut double.state.lock().sent);
         (outcomes, sent)
     }

@@ -88,7 +88,11 @@ impl PubSubPublisher {
 
     /// Publishes `messages`, each with its facts. The work goes on when the future is dropped, because the client
     /// holds the messages until it has an answer; until then they keep their room.
+    ///
+    /// Its deadline counts from here, whatever it waits for: twice the deadline and a few seconds later at the most all
+    /// is over, which must be before the caller's patience is.
     pub(crate) async fn publish_with(&self, messages: Vec<Entry>) -> BatchOutcome {
+        let until = Instant::now() + self.0.options.deadline;
         let weight = messages.iter().map(Entry::weight).sum();
         let ordered = self.0.options.ordering != Ordering::None;
         let turn = if ordered { Arc::clone(&self.0.turn).acquire_owned().await.ok() } else { None };
@@ -97,7 +101,7 @@ impl PubSubPublisher {
         };
         let inner = Arc::clone(&self.0);
         let work = tokio::spawn(async move {
-            let outcome = inner.publish(messages, share).await;
+            let outcome = inner.publish(messages, share, until).await;
             drop(turn);
             outcome
         });
@@ -162,7 +166,10 @@ impl std::fmt::Debug for PubSubPublisher {
 }
 
 impl Inner {
-    async fn publish(&self, mut messages: Vec<Entry>, _share: Share) -> BatchOutcome {
+    async fn publish(&self, mut messages: Vec<Entry>, _share: Share, until: Instant) -> BatchOutcome {
+        if Instant::now() >= until {
+            return BatchOutcome::Failed(self.out_of_time().into());
+        }
         let vendor = match self.connected(&self.shared, false).await {
             Ok(vendor) => vendor,
             Err(error) => return BatchOutcome::Failed(error.into()),
@@ -171,7 +178,7 @@ impl Inner {
         let sent = messages.iter().map(|entry| Ok(vendor.publish(self.encode(entry)?))).collect();
         let mut outcomes = self.answers(&self.shared, &vendor, sent).await;
         self.resume(&vendor, &messages, &outcomes);
-        self.repeat_alone(&messages, &mut outcomes).await;
+        self.repeat_alone(&messages, &mut outcomes, until).await;
         self.unsure.lock().end(&messages, &outcomes);
         let done = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         self.published.increment(done as u64);
@@ -246,7 +253,7 @@ impl Inner {
 
     /// A request that the service refuses is refused as a whole. Each of its messages gets one of its own, so that only
     /// the one at fault fails.
-    async fn repeat_alone(&self, messages: &[Entry], outcomes: &mut [Outcome]) {
+    async fn repeat_alone(&self, messages: &[Entry], outcomes: &mut [Outcome], until: Instant) {
         let repeated = self.repeatable(messages, outcomes);
         if repeated.is_empty() {
             return;
@@ -257,10 +264,9 @@ impl Inner {
                 .map(|at| (*at, self.key(&messages[*at].message).unwrap_or_default()))
                 .collect();
             let sender = Alone { publisher: self, messages };
-            let answers = publish_in_order(&sender, &ordered, self.options.deadline).await;
+            let answers = publish_in_order(&sender, &ordered, until).await;
             return repeated.iter().zip(answers).for_each(|(at, answer)| outcomes[*at] = answer);
         }
-        let until = Instant::now() + self.options.deadline;
         for part in repeated.chunks(AT_ONCE) {
             let answers = if Instant::now() < until {
                 self.send_alone(messages, part).await
@@ -285,7 +291,7 @@ impl Inner {
 
     /// That a message was not sent, because those before it took all the time.
     fn out_of_time(&self) -> PubSubError {
-        let message = "the time for sending messages one by one is over".to_owned();
+        let message = "what was published before it took all the time".to_owned();
         PubSubError::Unavailable { resource: self.topic.full().to_owned(), message }
     }
 

@@ -61,12 +61,13 @@ impl Reach {
                 next = heard + EVERY;
                 continue;
             }
+            let asked = Instant::now();
             let answer = tokio::select! {
                 () = closing.cancelled() => return,
                 answer = self.ask() => answer,
             };
             next = Instant::now() + if answer.is_ok() { EVERY } else { AGAIN };
-            shared.reached(answer.err());
+            shared.reached(asked, answer.err());
         }
     }
 }

@@ -53,9 +53,10 @@ impl Unsure {
     }
 }
 
-/// Whether the service may have taken a message that failed so.
+/// Whether the service may have taken a message that failed so. The client tells the last of several tries: refused
+/// credentials, say, may follow a try whose answer was lost. What the message itself was refused for it always is.
 fn may_be_published(error: &PubSubError) -> bool {
-    matches!(error, PubSubError::Timeout { .. } | PubSubError::Unavailable { .. } | PubSubError::Closed)
+    !matches!(error, PubSubError::Invalid { .. } | PubSubError::TooLarge { .. } | PubSubError::KeyPaused)
 }
 
 #[cfg(test)]
@@ -92,7 +93,7 @@ mod tests {
             Err(PubSubError::Unavailable { resource: resource(), message: String::new() }),
             Err(PubSubError::Invalid { resource: resource(), message: String::new() }),
             Err(PubSubError::KeyPaused),
-            Err(PubSubError::NotFound { resource: resource() }),
+            Err(PubSubError::Credentials { resource: resource(), message: String::new() }),
         ]
     }
 
@@ -103,7 +104,7 @@ mod tests {
         unsure.begin(&mut messages);
         assert!(messages.iter().all(|entry| entry.message.attempt == 1));
         unsure.end(&messages, &outcomes());
-        assert_eq!(sent_again(&mut unsure, &messages), [1, 2, 2, 1, 1, 1]);
+        assert_eq!(sent_again(&mut unsure, &messages), [1, 2, 2, 1, 1, 2]);
     }
 
     #[test]

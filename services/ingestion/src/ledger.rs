@@ -136,9 +136,14 @@ impl Open {
 }
 
 impl LedgerOptions {
+    /// The file of the day `now`.
+    fn path(&self, reached: Reached, now: Timestamp) -> PathBuf {
+        self.folder.join(format!("{}_{}.{}", day(now), self.name, reached.extension()))
+    }
+
     /// Opens the file of the day `now`, which is there already when the clock was set back.
     fn open(&self, reached: Reached, now: Timestamp) -> io::Result<Open> {
-        let path = self.folder.join(format!("{}_{}.{}", day(now), self.name, reached.extension()));
+        let path = self.path(reached, now);
         let file = OpenOptions::new().append(true).create(true).open(&path)?;
         let written = file.metadata()?.len();
         let length = written - written % ID as u64;
@@ -146,31 +151,51 @@ impl LedgerOptions {
         Ok(Open { file, day: now.as_micros().div_euclid(DAY), length, is_torn, marked: None })
     }
 
-    /// Deletes the files whose whole day is longer ago than `keep`. They are written no more, by nobody.
+    /// Deletes the files whose whole day is longer ago than `keep`. They are written no more, by nobody. One that cannot
+    /// be deleted holds up no other.
     fn forget(&self, now: Timestamp) {
+        let (mut deleted, mut failure) = (0, None);
+        match self.old(now) {
+            Ok(paths) => {
+                for path in paths {
+                    match std::fs::remove_file(&path) {
+                        Ok(()) => deleted += 1,
+                        // Another process of the folder was faster.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => failure = failure.or(Some(error)),
+                    }
+                }
+            }
+            Err(error) => failure = Some(error),
+        }
+        let folder = self.folder.display();
+        if deleted > 0 {
+            tracing::info!(%folder, files = deleted, "old files of the ledger were deleted");
+        }
+        if let Some(error) = failure {
+            tracing::warn!(%folder, %error, "old files of the ledger cannot be deleted; that is tried again");
+        }
+    }
+
+    /// The files to delete: of a day the spool's before the bus's, or what the bus has would seem to be in the spool.
+    ///
+    /// Their age is that at the end of the last day before this one on which something was written: a clock that is far
+    /// ahead when a process starts deletes nothing.
+    fn old(&self, now: Timestamp) -> io::Result<Vec<PathBuf>> {
+        let mut paths = std::fs::read_dir(&self.folder)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<Vec<_>>>()?;
+        let today = day(now);
+        let last = paths.iter().filter_map(|path| day_of(path)).filter(|day| *day < today.as_str()).max();
+        let Some(last) = last.and_then(start_of) else { return Ok(Vec::new()) };
+        let now = now.min(Timestamp::from_micros(last.as_micros() + DAY));
         let kept = i64::try_from(self.keep.as_micros()).unwrap_or(i64::MAX);
         let oldest = day(Timestamp::from_micros(now.as_micros().saturating_sub(kept).max(0)));
-        let is_old = |path: &Path| day_of(path).is_some_and(|day| day < oldest.as_str());
-        let old = std::fs::read_dir(&self.folder).and_then(|entries| {
-            let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-            paths
-                .filter(|path| path.as_ref().map_or(true, |path| is_old(path)))
-                .collect::<io::Result<Vec<_>>>()
+        paths.retain(|path| day_of(path).is_some_and(|day| day < oldest.as_str()));
+        paths.sort_by_cached_key(|path| {
+            (day_of(path).map(str::to_owned), Reached::of(path) == Some(Reached::Bus))
         });
-        let deleted = old.and_then(|paths| {
-            paths.iter().try_for_each(std::fs::remove_file)?;
-            Ok(paths.len())
-        });
-        let folder = self.folder.display();
-        match deleted {
-            Ok(0) => {}
-            Ok(files) => {
-                tracing::info!(%folder, files, before = oldest, "old files of the ledger were deleted")
-            }
-            Err(error) => {
-                tracing::warn!(%folder, %error, "old files of the ledger cannot be deleted; that is tried again");
-            }
-        }
+        Ok(paths)
     }
 }
 
@@ -179,6 +204,11 @@ fn day(time: Timestamp) -> String {
     let mut text = time.to_string();
     text.truncate(DAY_LENGTH);
     text
+}
+
+/// The beginning of a day.
+fn start_of(day: &str) -> Option<Timestamp> {
+    format!("{day}T00:00:00Z").parse().ok()
 }
 
 /// The day of a file of the ledger.
@@ -224,7 +254,11 @@ impl Ledger {
     fn write(&self, ids: &[MessageId]) -> io::Result<()> {
         let mut open = self.0.open.lock();
         let now = self.0.clock.now();
-        if open.day != now.as_micros().div_euclid(DAY) {
+        let today = now.as_micros().div_euclid(DAY);
+        if open.day != today {
+            if today > open.day + 1 {
+                self.0.bring_forward(open.day, now)?;
+            }
             *open = self.0.options.open(self.0.reached, now)?;
         }
         open.add(ids, now)
@@ -249,6 +283,19 @@ impl Ledger {
     /// Deletes what is older than is kept.
     fn forget(&self) {
         self.0.options.forget(self.0.clock.now());
+    }
+}
+
+impl Inner {
+    /// Makes the file of `day` the one of today. The clock may have been set only now, as on a device without a battery for
+    /// it: then what was written by 1970 is of today, and would be forgotten at once.
+    fn bring_forward(&self, day: i64, now: Timestamp) -> io::Result<()> {
+        let (old, new) = (Timestamp::from_micros(day * DAY), self.options.path(self.reached, now));
+        match std::fs::rename(self.options.path(self.reached, old), new) {
+            // Deleted by a person, or by another process whose clock was set before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
     }
 }
 
@@ -336,6 +383,8 @@ impl Ledgers {
             };
             // An id that is being written stands there in part.
             let begins = self.add(bytes.as_chunks::<ID>().0, reached, recent_since);
+            // A clock that was set later tells no time since which the ledger is whole.
+            let begins = begins.max(day_of(&path).and_then(start_of).filter(|_| begins.is_some()));
             first = [first, begins].into_iter().flatten().min();
         }
         Ok(first)
@@ -486,8 +535,55 @@ mod tests {
             "books know since when they are whole"
         );
         clock.advance(Duration::from_hours(24 * 10));
-        begin();
-        assert_eq!(days(files(folder.path())), ["2026-01-01", "2026-03-15"], "a start forgets too");
+        let ledger = begin();
+        assert_eq!(
+            days(files(folder.path())),
+            ["2026-01-01", "2026-03-03", "2026-03-04", "2026-03-15"],
+            "a start forgets too, but may be by a clock that is wrong"
+        );
+        clock.advance(Duration::from_hours(24));
+        ledger.forget();
+        assert_eq!(days(files(folder.path())), ["2026-01-01", "2026-03-15"]);
+    }
+
+    #[test]
+    fn ids_that_were_written_before_the_clock_was_set_are_kept_like_those_of_that_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = ManualClock::new(Timestamp::from_micros(10_000_000));
+        let options = options(folder.path(), Duration::from_hours(48));
+        let ledger = Ledger::create(options, Reached::Bus, Arc::new(clock.clone())).unwrap();
+        ledger.add(&[id(1)]);
+        clock.advance(Duration::from_micros(NOON as u64));
+        ledger.forget();
+        ledger.add(&[id(2)]);
+        clock.advance(Duration::from_hours(24));
+        ledger.add(&[id(3)]);
+        ledger.forget();
+        let kept = read(folder.path(), Timestamp::default());
+        assert_eq!(kept.ids, [1, 2, 3].map(id));
+        assert_eq!(kept.since, Some(Timestamp::from_micros(NOON / DAY * DAY)), "whole since that day");
+        clock.advance(Duration::from_hours(72));
+        ledger.add(&[id(4)]);
+        clock.advance(Duration::from_hours(24));
+        ledger.forget();
+        assert_eq!(read(folder.path(), Timestamp::default()).ids, [3, 4].map(id));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_cannot_be_deleted_holds_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = ManualClock::new(Timestamp::from_micros(NOON));
+        let options = options(folder.path(), Duration::from_hours(24));
+        // What is no file cannot be deleted like one.
+        std::fs::create_dir(folder.path().join("2026-01-01_a.ids")).unwrap();
+        for name in ["2026-01-01_b.ids", "2026-01-01_b.spooled", "2026-01-02_b.ids", "2026-02-28_b.ids"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let old: Vec<_> = options.old(clock.now()).unwrap();
+        assert!(old[0].ends_with("2026-01-01_b.spooled"), "{old:?}");
+        options.forget(clock.now());
+        assert_eq!(files(folder.path()), ["2026-01-01_a.ids", "2026-02-28_b.ids"]);
     }
 
     #[test]

@@ -209,8 +209,12 @@ impl Forgetting {
             let page = reader.candidates(&topic, (after, MessageId::from_bytes([0xff; 16])), horizon, STEP);
             (reader, page)
         };
-        // A read that panicked has said so; it ends the forgetting and harms no message.
-        let Ok((reader, page)) = tokio::task::spawn_blocking(read).await else { return Ok(None) };
+        let (reader, page) = match tokio::task::spawn_blocking(read).await {
+            Ok(read) => read,
+            // Without its reader nothing would ever be forgotten again, in silence: the process ends and starts anew.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return Ok(None),
+        };
         self.reader = Some(reader);
         let page = page?;
         let Some(last) = page.last else { return Ok(None) };

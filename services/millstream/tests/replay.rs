@@ -131,6 +131,15 @@ fn what_cannot_be_replayed_is_said_with_what_would_be_right() {
         let (code, _, errors) = replay(folder, &["--topic", "raw", "gs://bucket/site"]);
         assert_eq!(code, Some(2), "{errors}");
         assert!(errors.contains("--features google"), "{errors}");
+    } else {
+        let config = folder.join("cloud.yaml");
+        std::fs::write(&config, "google: {project: p}\nbus: {kind: pubsub}\n").unwrap();
+        let config = config.to_str().unwrap();
+        for topic in ["dead-letters", "projects/p/topics/dead-letters"] {
+            let (code, _, errors) = replay(folder, &["--config", config, "--topic", topic]);
+            assert_eq!(code, Some(2), "{errors}");
+            assert!(errors.contains("such as raw"), "{errors}");
+        }
     }
     // A folder in use is not written to.
     let up = Up::start(folder, &[]);

@@ -21,6 +21,8 @@ pub(super) struct Memory {
     unknown_until: Timestamp,
     /// The last messages of objects that seemed to fail and may be there, by folder.
     doubts: HashMap<String, Timestamp>,
+    /// The same of folders that are too many to tell apart.
+    doubtful_until: Timestamp,
     /// Ids of objects that are on their way.
     claimed: HashSet<MessageId>,
 }
@@ -51,6 +53,7 @@ impl Memory {
             capacity: (remembered / 2).max(1),
             unknown_until,
             doubts: HashMap::new(),
+            doubtful_until: Timestamp::from_micros(i64::MIN),
             claimed: HashSet::new(),
         }
     }
@@ -62,6 +65,13 @@ impl Memory {
 
     pub(super) fn overlaps(&self, object: &ArchiveObject) -> bool {
         object.lines.iter().any(|line| self.fingerprint(&line.id).is_some())
+    }
+
+    /// The messages of `object` that are remembered, as they are archived.
+    pub(super) fn archived(&self, object: &ArchiveObject) -> Vec<LineRef> {
+        let archived =
+            |line: &LineRef| Some(LineRef { id: line.id, fingerprint: self.fingerprint(&line.id)? });
+        object.lines.iter().filter_map(archived).collect()
     }
 
     pub(super) fn claim(&mut self, object: &ArchiveObject) -> Claim {
@@ -100,10 +110,15 @@ impl Memory {
         self.young.objects.contains(name) || self.old.objects.contains(name)
     }
 
-    /// Whether messages of `folder` that nobody counts as delivered before, the first of them received at
-    /// `first_received`, may be in the bucket without our knowing.
-    pub(super) fn is_doubtful(&self, folder: &str, first_received: Timestamp) -> bool {
+    /// Whether messages, the first of them received at `first_received`, may have been archived before we started.
+    pub(super) fn is_from_before(&self, first_received: Timestamp) -> bool {
         first_received <= self.unknown_until
+    }
+
+    /// Whether messages of `folder`, the first of them received at `first_received`, may be in an object of ours that
+    /// seemed to fail.
+    pub(super) fn is_doubtful(&self, folder: &str, first_received: Timestamp) -> bool {
+        first_received <= self.doubtful_until
             || self.doubts.get(folder).is_some_and(|until| first_received <= *until)
     }
 
@@ -112,7 +127,7 @@ impl Memory {
     pub(super) fn doubt(&mut self, folder: &str, last_received: Timestamp) {
         if !self.doubts.contains_key(folder) && self.doubts.len() >= MAX_FOLDERS {
             let doubts = std::mem::take(&mut self.doubts);
-            self.unknown_until = doubts.into_values().fold(self.unknown_until, Ord::max);
+            self.doubtful_until = doubts.into_values().fold(self.doubtful_until, Ord::max);
         }
         let until = self.doubts.entry(folder.to_owned()).or_insert(last_received);
         *until = last_received.max(*until);
@@ -157,10 +172,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_received_before_the_start_is_doubtful_in_every_folder_and_stays_so() {
+    fn what_was_received_before_the_start_may_be_archived_and_is_not_for_that_in_doubt() {
         let memory = Memory::new(100, at(10));
-        assert!(memory.is_doubtful("loc", at(9)) && memory.is_doubtful("other", at(10)));
-        assert!(!memory.is_doubtful("loc", at(11)));
+        assert!(memory.is_from_before(at(9)) && memory.is_from_before(at(10)));
+        assert!(!memory.is_from_before(at(11)) && !memory.is_doubtful("loc", at(9)));
     }
 
     #[test]

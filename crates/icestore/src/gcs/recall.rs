@@ -7,27 +7,30 @@ use crate::{
 use bytes::Bytes;
 use messagepipeline::Timestamp;
 use std::io::{BufRead, BufReader};
+use std::ops::RangeInclusive;
 
-/// Objects of the folder of `object` that may hold one of its messages: stored since `since`, and with times of first
-/// receipt that meet those of `object`. Objects of others are none.
+/// Objects of the folder of `object` that may hold one of its messages: put there in the time `stored`, and with times of
+/// first receipt that meet those of `object`. Objects of others are none. `sort_out` is given them page by page and
+/// leaves those that must be read.
 pub(super) async fn candidates(
     client: &Client,
     object: &ArchiveObject,
-    since: Timestamp,
-    mut is_new: impl FnMut(&str) -> bool,
+    stored: &RangeInclusive<Timestamp>,
+    mut sort_out: impl FnMut(&mut Vec<StoredObject>),
 ) -> Result<Vec<StoredObject>, Error> {
     let range = NameRange { prefix: object.name.folder().to_owned(), ..NameRange::default() };
     let (mut found, mut page) = (Vec::new(), None);
     loop {
-        let listed = client.list(&range, true, page).await?;
-        let may_hold = |stored: &StoredObject| {
-            let meets = stored.contents.is_some_and(|contents| {
+        let mut listed = client.list(&range, true, page).await?;
+        listed.objects.retain(|candidate| {
+            let meets = candidate.contents.is_some_and(|contents| {
                 contents.first_received <= object.last_received
                     && contents.last_received >= object.first_received
             });
-            meets && stored.created.is_none_or(|created| created >= since)
-        };
-        found.extend(listed.objects.into_iter().filter(|stored| may_hold(stored) && is_new(&stored.name)));
+            meets && candidate.created.is_none_or(|created| stored.contains(&created))
+        });
+        sort_out(&mut listed.objects);
+        found.append(&mut listed.objects);
         page = listed.next;
         if page.is_none() {
             return Ok(found);

@@ -4,10 +4,13 @@ use super::GcsOptions;
 use super::client::{Client, Upload};
 use super::memory::{Claim, Memory};
 use super::{metadata, recall};
-use crate::{ArchiveObject, Error, LineRef, ObjectStore, PutOutcome};
+use crate::{ArchiveObject, Error, LineRef, ObjectStore, PutOutcome, StoredObject};
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
 use messagepipeline::{Clock, ErrorClass, MessageId, StageError, Timestamp};
 use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
@@ -16,6 +19,8 @@ use tokio::sync::{Notify, Semaphore};
 const NAMES: u32 = 8;
 /// By how much less than this the clocks differ of those who receive messages and of us.
 const CLOCKS: Duration = Duration::from_secs(60);
+/// Objects that a look reads at once.
+const READS: usize = 4;
 
 /// Objects in a Cloud Storage bucket.
 #[derive(Clone)]
@@ -28,7 +33,9 @@ struct Inner {
     memory: Mutex<Memory>,
     /// Some object's ids are no longer claimed.
     released: Notify,
-    /// One look at a time: the next one finds remembered what this one read.
+    /// What was stored later than this is not of those who were there before us.
+    others_until: Timestamp,
+    /// One look at a time: each holds objects in memory.
     looks: Semaphore,
 }
 
@@ -48,6 +55,7 @@ impl GcsStore {
         Ok(Self(Arc::new(Inner {
             client: Client::new(&options).await?,
             memory: Mutex::new(Memory::new(options.remembered, unknown_until)),
+            others_until: moved(unknown_until, options.timeout.as_micros(), i64::saturating_add),
             options,
             clock,
             released: Notify::new(),
@@ -142,11 +150,10 @@ impl Inner {
     }
 
     async fn store(&self, object: &ArchiveObject) -> Result<PutOutcome, Error> {
-        if self.must_look(object) {
-            self.look(object).await?;
-            if self.memory.lock().overlaps(object) {
-                return Ok(PutOutcome::Overlaps);
-            }
+        if let Some(stored) = self.unknown(object)
+            && self.look(object, &stored).await?
+        {
+            return Ok(PutOutcome::Overlaps);
         }
         let outcome = self.upload(object).await;
         if outcome.is_err() {
@@ -155,41 +162,56 @@ impl Inner {
         outcome
     }
 
-    /// A look reads only what meets its own object, so it never makes another object's look needless.
-    fn must_look(&self, object: &ArchiveObject) -> bool {
-        let is_doubtful = || self.memory.lock().is_doubtful(object.name.folder(), object.first_received);
-        object.redelivered || is_doubtful()
-    }
-
-    /// Remembers what is in the bucket of the messages of `object`.
-    async fn look(&self, object: &ArchiveObject) -> Result<(), Error> {
-        let Ok(_turn) = self.looks.acquire().await else { return Ok(()) };
+    /// When those objects were stored that may hold messages of `object` without our knowing. Nothing when none may,
+    /// which spares the look.
+    fn unknown(&self, object: &ArchiveObject) -> Option<RangeInclusive<Timestamp>> {
+        let memory = self.memory.lock();
         let since = moved(self.clock.now(), self.options.recall.as_micros(), i64::saturating_sub);
-        let is_new = |name: &str| !self.memory.lock().has_seen(name);
-        let candidates = recall::candidates(&self.client, object, since, is_new).await?;
-        for stored in &candidates {
-            self.learn_if_readable(&stored.name, object).await?;
+        if object.redelivered || memory.is_doubtful(object.name.folder(), object.first_received) {
+            Some(since..=Timestamp::from_micros(i64::MAX))
+        } else if memory.is_from_before(object.first_received) {
+            // What was stored later is ours or of a replica beside us: then the message would count as redelivered. So the
+            // looks after a long outage do not grow with what is stored meanwhile.
+            Some(since..=self.others_until)
+        } else {
+            None
         }
-        if !candidates.is_empty() {
-            tracing::debug!(
-                objects = candidates.len(),
-                folder = object.name.folder(),
-                "archived objects read again"
-            );
-        }
-        Ok(())
     }
 
-    /// Reads the object `name` and remembers its ids, those of `object` as the youngest. Says whether it has some of
-    /// them.
-    async fn learn(&self, name: &str, object: &ArchiveObject) -> Result<bool, Error> {
-        let lines = recall::lines(&self.client, name).await?;
-        let wanted: std::collections::HashSet<_> = object.lines.iter().map(|line| line.id).collect();
-        let again: Vec<LineRef> = lines.iter().filter(|line| wanted.contains(&line.id)).copied().collect();
-        let mut memory = self.memory.lock();
-        memory.record(name, &lines);
-        memory.remember(&again);
-        Ok(!again.is_empty())
+    /// Looks for messages of `object` in what was `stored` then. Says whether some are there; they are remembered.
+    async fn look(&self, object: &ArchiveObject, stored: &RangeInclusive<Timestamp>) -> Result<bool, Error> {
+        let Ok(_turn) = self.looks.acquire().await else { return Ok(false) };
+        // All that are found are remembered at the end: what is read meanwhile may be more than the memory holds.
+        let mut found = Vec::new();
+        let candidates = recall::candidates(&self.client, object, stored, |met| {
+            let memory = self.memory.lock();
+            let count = met.len();
+            met.retain(|candidate| !memory.has_seen(&candidate.name));
+            if met.len() < count {
+                found.extend(memory.archived(object));
+            }
+        })
+        .await?;
+        let objects = candidates.len();
+        let read = async |candidate: StoredObject| self.learn_if_readable(&candidate.name, object).await;
+        let mut reads = stream::iter(candidates.into_iter().map(read)).buffer_unordered(READS);
+        while let Some(read) = reads.next().await {
+            found.extend(read?);
+        }
+        if objects > 0 {
+            tracing::debug!(objects, folder = object.name.folder(), "archived objects read again");
+        }
+        self.memory.lock().remember(&found);
+        Ok(!found.is_empty())
+    }
+
+    /// Reads the object `name` and remembers its ids. Answers with the messages of `object` that are in it.
+    async fn learn(&self, name: &str, object: &ArchiveObject) -> Result<Vec<LineRef>, Error> {
+        let mut lines = recall::lines(&self.client, name).await?;
+        self.memory.lock().record(name, &lines);
+        let wanted: HashSet<_> = object.lines.iter().map(|line| line.id).collect();
+        lines.retain(|line| wanted.contains(&line.id));
+        Ok(lines)
     }
 
     async fn upload(&self, object: &ArchiveObject) -> Result<PutOutcome, Error> {
@@ -207,7 +229,9 @@ impl Inner {
                 return Ok(PutOutcome::Stored);
             }
             // An object is called like its first message: it holds ours, or it is not an archive's.
-            if self.learn_if_readable(name.as_str(), object).await? {
+            let found = self.learn_if_readable(name.as_str(), object).await?;
+            if !found.is_empty() {
+                self.memory.lock().remember(&found);
                 return Ok(PutOutcome::Overlaps);
             }
             name = object.name.alternative(number);
@@ -221,12 +245,12 @@ impl Inner {
         })
     }
 
-    async fn learn_if_readable(&self, name: &str, object: &ArchiveObject) -> Result<bool, Error> {
+    async fn learn_if_readable(&self, name: &str, object: &ArchiveObject) -> Result<Vec<LineRef>, Error> {
         match self.learn(name, object).await {
             // What cannot be read as an archive's object is none, and must not hold up the others.
             Err(error @ (Error::InvalidLine(_) | Error::Compression { .. })) => {
                 tracing::warn!(object = name, %error, "not an object of the archive; it is passed over");
-                Ok(false)
+                Ok(Vec::new())
             }
             other => other,
         }

@@ -119,10 +119,13 @@ impl Connection {
             // First the verdicts: they make room.
             self.put_acks(shared, &mut packet_ids);
             let has_room = self.take_in(shared, subscriber)?;
-            if let Some(topics) = subscriber.due(Instant::now()) {
+            if let Some(topics) = subscriber.due(Instant::now())? {
                 self.put_subscribe(&topics)?;
             }
             let reads = has_room && self.output.len() < WRITE_BYTES;
+            if !reads {
+                subscriber.wait_on(Instant::now());
+            }
             let deadline = self.check_alive(&mut timers, reads)?;
             let deadline = subscriber.next_due().map_or(deadline, |due| due.min(deadline));
             let writes = self.has_output();

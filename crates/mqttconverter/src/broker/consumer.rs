@@ -13,6 +13,7 @@ use messagepipeline::{Chunk, Clock, Consumer, IdGenerator, Settle, StageError, S
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
@@ -65,6 +66,7 @@ impl BrokerConsumer {
             session: Mutex::new(Session::new(limits)),
             network: Notify::new(),
             consumer: Notify::new(),
+            is_gone: AtomicBool::new(false),
             ids: parts.ids,
             clock: parts.clock,
         });
@@ -73,7 +75,7 @@ impl BrokerConsumer {
         parts.health.not_ready(format!("connecting to {}", options.url));
         let network = Network {
             shared: Arc::clone(&shared),
-            subscriber: Subscriber::new(options.topics.clone(), options.reconnect_max, parts.health.clone()),
+            subscriber: Subscriber::new(&options, parts.health.clone()),
             health: parts.health,
             backoff: Backoff::new(options.reconnect_min, options.reconnect_max, parts.seed),
             closing: closing.clone(),
@@ -109,7 +111,7 @@ impl Consumer for BrokerConsumer {
     }
 
     async fn next(&mut self) -> Result<Option<Chunk>, StageError> {
-        let State::Open(task) = &self.state else { return Ok(None) };
+        let State::Open(_) = &self.state else { return Ok(None) };
         loop {
             let (deliveries, due) = {
                 let mut session = self.shared.session.lock();
@@ -119,7 +121,7 @@ impl Consumer for BrokerConsumer {
                 let settle: Arc<dyn Settle> = self.shared.clone();
                 return Ok(Some(Chunk::new(settle, deliveries)));
             }
-            if task.is_finished() {
+            if self.shared.is_gone.load(Ordering::Acquire) {
                 return Err(BrokerError::TaskEnded.into());
             }
             let woken = self.shared.consumer.notified();

@@ -20,6 +20,9 @@ pub enum BrokerError {
     /// TCP, TLS and CONNACK together took too long.
     #[error("no answer within {}", seconds(.0))]
     ConnectTimeout(Duration),
+    /// The broker did not answer SUBSCRIBE.
+    #[error("no answer to the subscription within {}", seconds(.0))]
+    SubscribeTimeout(Duration),
     /// The broker answered CONNECT with a refusal.
     #[error("the broker refused the connection: {reason}")]
     Refused {
@@ -78,7 +81,9 @@ impl BrokerError {
             Self::Tls(_) => "broker-tls",
             Self::Io(_) | Self::ConnectTimeout(_) => "broker-unreachable",
             Self::Refused { .. } => "broker-refused",
-            Self::Closed(_) | Self::Silent(_) | Self::WriteStalled(_) => "broker-connection-lost",
+            Self::Closed(_) | Self::Silent(_) | Self::WriteStalled(_) | Self::SubscribeTimeout(_) => {
+                "broker-connection-lost"
+            }
             Self::PacketTooLarge { .. } => "packet-too-large",
             Self::Protocol(_) => "broker-protocol",
             Self::AcksLost(_) => "acks-not-delivered",

@@ -4,13 +4,14 @@ use super::backoff::Backoff;
 use super::client::{Grant, Properties, Publish};
 use super::connection::{Connection, Target};
 use super::session::{Arrival, Received, Session};
-use super::{BrokerError, Subscription};
+use super::{BrokerError, BrokerOptions, Subscription};
 use crate::message::{self, PublishInfo};
 use messagepipeline::{
     Clock, ErrorClass, IdGenerator, Message, Settle, Settlement, StageHealth, Verdict, metric_names,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     pub(super) network: Notify,
     /// Wakes the consumer: there are messages, or the task is gone.
     pub(super) consumer: Notify,
+    /// The task is gone. Set before the consumer is woken, which tokio's own flag is not when the task panics.
+    pub(super) is_gone: AtomicBool,
     pub(super) ids: Arc<IdGenerator>,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -157,11 +160,24 @@ pub(super) struct Subscriber {
     missing: Vec<Subscription>,
     due: Option<Instant>,
     asked: Vec<Subscription>,
+    /// How long the broker may take to answer.
+    patience: Duration,
+    /// When it has taken too long.
+    overdue: Option<Instant>,
 }
 
 impl Subscriber {
-    pub(super) fn new(topics: Vec<Subscription>, retry: Duration, health: StageHealth) -> Self {
-        Self { missing: topics.clone(), topics, health, retry, due: None, asked: Vec::new() }
+    pub(super) fn new(options: &BrokerOptions, health: StageHealth) -> Self {
+        Self {
+            missing: options.topics.clone(),
+            topics: options.topics.clone(),
+            health,
+            retry: options.reconnect_max,
+            due: None,
+            asked: Vec::new(),
+            patience: options.connect_timeout,
+            overdue: None,
+        }
     }
 
     /// A connection stands. Without a session everything is asked for again; with one, what is not granted. That
@@ -171,7 +187,7 @@ impl Subscriber {
             self.missing.clone_from(&self.topics);
         }
         self.asked.clear();
-        self.due = None;
+        (self.due, self.overdue) = (None, None);
         if self.missing.is_empty() {
             self.health.ready();
         } else {
@@ -181,17 +197,30 @@ impl Subscriber {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.due
+        [self.due, self.overdue].into_iter().flatten().min()
     }
 
     /// The filters to subscribe to now.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Vec<Subscription>> {
+    ///
+    /// # Errors
+    /// When the broker owes its answer to the last ones for too long. It answers PINGREQ all the while, so nothing else
+    /// would notice that nothing comes.
+    pub(super) fn due(&mut self, now: Instant) -> Result<Option<Vec<Subscription>>, BrokerError> {
+        if self.overdue.is_some_and(|overdue| now >= overdue) {
+            return Err(BrokerError::SubscribeTimeout(self.patience));
+        }
         if self.due.is_none_or(|due| now < due) {
-            return None;
+            return Ok(None);
         }
         self.due = None;
+        self.overdue = Some(now + self.patience);
         self.asked.clone_from(&self.missing);
-        Some(self.asked.clone())
+        Ok(Some(self.asked.clone()))
+    }
+
+    /// Nothing is read: the answer may lie there.
+    pub(super) fn wait_on(&mut self, now: Instant) {
+        self.overdue = self.overdue.map(|_| now + self.patience);
     }
 
     /// The broker's answers. What it grants flows; what it refuses is reported and asked for again later, because the
@@ -200,6 +229,7 @@ impl Subscriber {
         if grants.len() != self.asked.len() {
             return Err(BrokerError::Protocol("a SUBACK that does not fit the SUBSCRIBE".to_owned()));
         }
+        self.overdue = None;
         let mut refused = Vec::new();
         for (subscription, grant) in self.asked.drain(..).zip(grants) {
             let filter = &subscription.filter;
@@ -249,7 +279,7 @@ impl Network {
     /// When acknowledgements given before the close did not reach the broker.
     pub(super) async fn run(mut self) -> Result<(), BrokerError> {
         let shared = Arc::clone(&self.shared);
-        let _wake = WakeOnDrop(&shared.consumer);
+        let _wake = WakeOnDrop(&shared);
         let closing = self.closing.clone();
         metrics::gauge!(metric_names::MQTT_BROKER_CONNECTED).set(0.0);
         while !closing.is_cancelled() {
@@ -328,10 +358,11 @@ impl Network {
     }
 }
 
-struct WakeOnDrop<'a>(&'a Notify);
+struct WakeOnDrop<'a>(&'a Shared);
 
 impl Drop for WakeOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.0.is_gone.store(true, Ordering::Release);
+        self.0.consumer.notify_one();
     }
 }

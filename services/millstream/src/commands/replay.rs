@@ -69,6 +69,11 @@ impl Destination {
         match config.bus.kind {
             BusKind::Embedded => Ok(Self::Topic { topic, folder: DataFolder::open(&config.data)? }),
             #[cfg(feature = "google")]
+            BusKind::Pubsub if cloud::is_of_dead_letters(config, &topic) => Err(Failure::usage(format!(
+                "--topic {topic} is that of the dead letters (bus.pubsub.dead_letters), where an archived message would \
+                 count as given up: name the topic of a stage, such as raw"
+            ))),
+            #[cfg(feature = "google")]
             BusKind::Pubsub => Ok(Self::PubSub(topic)),
             #[cfg(not(feature = "google"))]
             BusKind::Pubsub => Err(super::without_google("bus.kind: pubsub")),

@@ -134,7 +134,7 @@ impl View {
         let closed = session.close().await;
         worked.map_err(|failure| sums.explain(failure, past))?;
         if let Err(error) = closed {
-            say(&error.to_string());
+            sums.unconfirmed(&error);
         }
         let absent: Vec<_> = filter.ids.iter().filter(|id| !found.contains(*id)).collect();
         for id in &absent {
@@ -145,7 +145,8 @@ impl View {
         } else {
             print(&format!("{} {past}, {} cannot be\n", sums.done, sums.refused))?;
         }
-        Ok(if absent.is_empty() && sums.refused == 0 && is_complete { Exit::Done } else { Exit::Failed })
+        let is_done = absent.is_empty() && sums.refused == 0 && is_complete && !sums.is_unconfirmed;
+        Ok(if is_done { Exit::Done } else { Exit::Failed })
     }
 
     /// Works on the selected letters page by page, until all that were there have come.

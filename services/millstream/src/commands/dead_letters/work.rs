@@ -108,6 +108,8 @@ fn say_absent(bus: &BusReader, filter: &LetterFilter) -> Result<bool, Failure> {
 pub(super) struct Sums {
     pub(super) done: u64,
     pub(super) refused: u64,
+    /// Whether some that are done may be there still.
+    pub(super) is_unconfirmed: bool,
 }
 
 impl Sums {
@@ -117,6 +119,13 @@ impl Sums {
         if self.refused <= NAMED as u64 {
             say(&format!("{id} of {stage}: {why}"));
         }
+    }
+
+    /// Letters that were worked on and that `error` may have left where they were.
+    #[cfg(feature = "google")]
+    pub(super) fn unconfirmed(&mut self, error: &impl std::fmt::Display) {
+        self.is_unconfirmed = true;
+        say(&format!("{error}; they may be listed still, and to work on them again does no harm"));
     }
 
     pub(super) fn explain(&self, failure: Failure, past: &str) -> Failure {

@@ -31,6 +31,14 @@ pub(super) async fn publisher(
     Ok(if new_ids { publisher } else { Arc::new(Again(publisher)) })
 }
 
+/// Whether `topic`, whatever name it is called by, is that of the dead letters.
+pub(super) fn is_of_dead_letters(config: &Config, topic: &str) -> bool {
+    let settings = &config.bus.pubsub;
+    let short = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
+    let topic = settings.topics.get(topic).map_or(topic, String::as_str);
+    short(topic) == short(&settings.dead_letters)
+}
+
 /// Pub/Sub knows no ids: without the mark the archive would not look for what it has.
 struct Again(Arc<dyn Publisher>);
 

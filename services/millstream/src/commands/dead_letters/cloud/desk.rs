@@ -5,7 +5,7 @@ use super::{PAGE_BYTES, topic_of};
 use crate::check::{ENRICHED, RAW};
 use crate::config::Config;
 use crate::control::Operation;
-use crate::output::{Failure, say};
+use crate::output::Failure;
 use connectors::{PubSubBus, Window};
 use embedded::bus::StoredLetter;
 use ingestion_service::{Ingest, Ingested};
@@ -84,7 +84,7 @@ impl Desk {
         };
         // Also what was published before something failed.
         if let Err(error) = session.settle(&keys).await {
-            say(&error.to_string());
+            sums.unconfirmed(&error);
         }
         sums.done += keys.len() as u64;
         outcome.map_err(Failure::failed)
