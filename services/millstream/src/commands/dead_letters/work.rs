@@ -109,6 +109,7 @@ pub(super) struct Sums {
     pub(super) done: u64,
     pub(super) refused: u64,
     /// Whether some that are done may be there still.
+    #[cfg(feature = "google")]
     pub(super) is_unconfirmed: bool,
 }
 
