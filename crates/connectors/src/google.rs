@@ -72,8 +72,8 @@ pub(crate) fn address(value: &str) -> Option<String> {
 }
 
 impl Google {
-    /// Finds out the project, and from `environment` where emulators are. Opens no connection but, where neither file nor environment names a project, to the
-    /// metadata server of the machine.
+    /// Finds out the project, and from `environment` where emulators are. Opens no connection but, where neither file
+    /// nor environment names a project, to the metadata server of the machine.
     ///
     /// # Errors
     /// When no project is known, the credentials file is not there, or a variable is missing.

@@ -7,8 +7,8 @@ use mqttconverter::endpoint::{Endpoint, EndpointHandle, EndpointOptions, Session
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Opens the endpoint that devices connect to, with its sessions in `sessions` or else in memory; answers its consumer, the address it
-/// listens on and the handle that lets it end in good order.
+/// Opens the endpoint that devices connect to, with its sessions in `sessions` or else in memory; answers its consumer,
+/// the address it listens on and the handle that lets it end in good order.
 ///
 /// # Errors
 /// When it cannot listen, or its certificates or sessions cannot be loaded.

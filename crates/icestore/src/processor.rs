@@ -12,8 +12,8 @@ use std::sync::Arc;
 /// less is in it; more than a few times cannot happen unless two archivers fight over one subscription.
 const ROUNDS: usize = 8;
 
-/// Bytes of messages (payload, attributes and enrichment, which all go into its lines) up to which an object is built in place. That takes less than 0.2 ms, a hand-over to another thread
-/// not much less.
+/// Bytes of messages (payload, attributes and enrichment, which all go into its lines) up to which an object is built
+/// in place. That takes less than 0.2 ms, a hand-over to another thread not much less.
 const BUILT_IN_PLACE: usize = 32 * 1024;
 
 /// Writes each group of messages with the same key as one object, without what is archived already.

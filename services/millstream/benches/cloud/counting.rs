@@ -38,17 +38,8 @@ pub(crate) struct Counting {
 }
 
 impl Counting {
-    /// Before a server of gRPC without TLS at `target`, `HOST:PORT`.
-    pub(crate) async fn grpc(target: &str) -> Self {
-        Self::start(target, true).await
-    }
-
-    /// Before a server of HTTP/1.1.
-    pub(crate) async fn http(target: &str) -> Self {
-        Self::start(target, false).await
-    }
-
-    async fn start(target: &str, is_grpc: bool) -> Self {
+    /// Before a server at `target`, `HOST:PORT`, of gRPC without TLS, of HTTP/1.1 or, like Google's emulators, of both.
+    pub(crate) async fn before(target: &str) -> Self {
         let target = target.trim_start_matches("http://").trim_end_matches('/').to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -58,7 +49,7 @@ impl Counting {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 client.set_nodelay(true).unwrap();
-                tokio::spawn(serve(client, target.clone(), is_grpc, Arc::clone(&shared)));
+                tokio::spawn(serve(client, target.clone(), Arc::clone(&shared)));
             }
         });
         Self { address, counts }
@@ -76,7 +67,10 @@ impl Counting {
 }
 
 /// One connection; ends of either side are none of the bench's business.
-async fn serve(client: TcpStream, target: String, is_grpc: bool, counts: Shared) {
+async fn serve(client: TcpStream, target: String, counts: Shared) {
+    // What HTTP/2 begins with, and no request of HTTP/1.1 does.
+    let mut first = [0; 3];
+    let is_grpc = client.peek(&mut first).await.is_ok() && first == *b"PRI";
     let server = TcpStream::connect(&target).await.unwrap();
     server.set_nodelay(true).unwrap();
     if is_grpc {

@@ -96,7 +96,7 @@ fn cold(payloads: &[Vec<u8>], order: &str, device_of: fn(usize, usize) -> usize)
     let Some(mut rig) = Waiting::new(&["enrichment"]) else { return };
     rig.register(DEVICES, device);
     rig.fill(RAW, payloads, count, &|n| device_of(n, count), false);
-    let proxy = rig.runtime.block_on(Counting::grpc(&rig.address("FIRESTORE_EMULATOR_HOST")));
+    let proxy = rig.runtime.block_on(Counting::before(&rig.address("FIRESTORE_EMULATOR_HOST")));
     rig.put("FIRESTORE_EMULATOR_HOST", proxy.address());
     let enrichment = rig.start("enrichment", STREAMS, &[]);
     enrichment.wait_for(OUT, count);

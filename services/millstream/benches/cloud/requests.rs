@@ -28,11 +28,11 @@ pub(crate) fn run() {
         ("Firestore", "FIRESTORE_EMULATOR_HOST"),
         ("BigQuery Storage Write", "BIGQUERY_STORAGE_EMULATOR_HOST"),
     ] {
-        let proxy = rig.runtime.block_on(Counting::grpc(&rig.address(variable)));
+        let proxy = rig.runtime.block_on(Counting::before(&rig.address(variable)));
         rig.put(variable, proxy.address());
         proxies.push((api, proxy));
     }
-    let rest = rig.runtime.block_on(Counting::http(&rig.address("BIGQUERY_EMULATOR_HOST")));
+    let rest = rig.runtime.block_on(Counting::before(&rig.address("BIGQUERY_EMULATOR_HOST")));
     rig.put("BIGQUERY_EMULATOR_HOST", &format!("http://{}", rest.address()));
     proxies.push(("BigQuery REST", rest));
     let services: Vec<Service> = ["ingestion", "enrichment", "bigquery", "icestore"]

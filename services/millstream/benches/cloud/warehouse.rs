@@ -23,8 +23,8 @@ pub(crate) fn run() {
 fn measure(mode: &str, payloads: &[Vec<u8>], count: usize) {
     let Some(mut rig) = Waiting::new(&["bigquery"]) else { return };
     rig.fill(ENRICHED, payloads, count, &|n| n % 100, true);
-    let grpc = rig.runtime.block_on(Counting::grpc(&rig.address("BIGQUERY_STORAGE_EMULATOR_HOST")));
-    let rest = rig.runtime.block_on(Counting::http(&rig.address("BIGQUERY_EMULATOR_HOST")));
+    let grpc = rig.runtime.block_on(Counting::before(&rig.address("BIGQUERY_STORAGE_EMULATOR_HOST")));
+    let rest = rig.runtime.block_on(Counting::before(&rig.address("BIGQUERY_EMULATOR_HOST")));
     rig.put("BIGQUERY_STORAGE_EMULATOR_HOST", grpc.address());
     rig.put("BIGQUERY_EMULATOR_HOST", &format!("http://{}", rest.address()));
     let beside = Beside::start();
