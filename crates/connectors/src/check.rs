@@ -158,6 +158,9 @@ pub fn check_pubsub(bus: &BusConfig, check: &mut Check) {
     if pubsub.publish_timeout.is_zero() {
         check.error("/bus/pubsub/publish_timeout", "leaves no time for an answer; write a time such as 1m");
     }
+    if pubsub.publish_delay > pubsub.publish_timeout {
+        check.error("/bus/pubsub/publish_delay", "is longer than publish_timeout; write a time such as 10ms");
+    }
     if pubsub.publish_timeout.get() > LONGEST_PUBLISH {
         check.error(
             "/bus/pubsub/publish_timeout",

@@ -14,14 +14,14 @@ mod error;
 mod file;
 #[cfg(feature = "google")]
 mod google;
-#[cfg(feature = "google")]
-mod missing;
 mod mqtt;
 #[cfg(feature = "google")]
 mod pubsub;
 #[cfg(feature = "google")]
 mod renewing;
 mod stores;
+#[cfg(feature = "google")]
+mod topics;
 
 pub use bus::Bus;
 #[cfg(feature = "google")]

@@ -1,11 +1,14 @@
 //! The bus on Google Pub/Sub.
 
+use crate::topics::{self, Look};
 use crate::{ConnectError, Google, PubSubConfig, Window, WireForm};
 use ::pubsub::{
     Client, ConsumerOptions, LetterReader, Ordering, PubSubDeadLetters, PubSubOptions, PubSubPublisher,
     PublisherOptions, SubscriptionSpec, Wire,
 };
-use messagepipeline::{BoxConsumer, DeadLetters, Publisher, Shutdown, StageHealth};
+use messagepipeline::{BoxConsumer, DeadLetters, Publisher};
+use service_kit::program::Program;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 /// Publishers, consumers and dead letters on Pub/Sub. Cloning shares them.
@@ -69,11 +72,25 @@ impl PubSubBus {
         Ok(())
     }
 
-    /// Asks for `topic` until it is there, or `shutdown` begins; meanwhile `health` says that it is missing. Whoever may
-    /// not look is taken for somebody whose topic is there.
-    pub async fn tell_missing(&self, topic: &str, health: &StageHealth, shutdown: &Shutdown) {
+    /// Looks at `topic` in a task of `program` that has a line of its own on the health board: why nothing can be published
+    /// there. Whoever may not look is taken for somebody whose topic is there.
+    pub fn watch_topic(&self, topic: &str, program: &mut Program) {
+        let stage = format!("topic {topic}");
+        let (bus, name, shutdown) = (self.clone(), self.topic(topic).to_owned(), program.shutdown.clone());
+        let health = program.health.stage(stage.clone());
+        program.tasks.spawn(stage, async move {
+            topics::watch(&name, || bus.client.topic_exists(&name), &health, &shutdown).await;
+            Ok::<_, Infallible>(())
+        });
+    }
+
+    /// Why nothing can be published to `topic` now, as far as a look at it can tell.
+    pub async fn trouble_with(&self, topic: &str) -> Option<String> {
         let name = self.topic(topic);
-        crate::missing::tell_missing(name, || self.client.topic_exists(name), health, shutdown).await;
+        match topics::look(name, self.client.topic_exists(name)).await {
+            Look::Found | Look::Forbidden => None,
+            Look::Trouble(why) => Some(why),
+        }
     }
 
     /// The service whose subscription is called `name` in the project, with or without the project before it.

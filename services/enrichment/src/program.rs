@@ -87,12 +87,7 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     })?;
     let shutdown = program.shutdown.clone();
     program.tasks.spawn(STAGE, async move { service.run(shutdown).await.map(drop) });
-    let name = format!("topic {ENRICHED}");
-    let (health, shutdown) = (program.health.stage(name.clone()), program.shutdown.clone());
-    program.tasks.spawn(name, async move {
-        bus.tell_missing(ENRICHED, &health, &shutdown).await;
-        Ok::<_, Infallible>(())
-    });
+    bus.watch_topic(ENRICHED, program);
     let shutdown = program.shutdown.clone();
     program.tasks.spawn("registry changes", async move {
         background.run(shutdown).await;

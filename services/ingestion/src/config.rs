@@ -177,7 +177,8 @@ pub struct BrokerConfig {
     /// Most unacknowledged messages the broker may send (MQTT 5 receive maximum).
     #[serde(default = "BrokerConfig::default_receive_maximum")]
     pub receive_maximum: u16,
-    /// Largest MQTT packet taken.
+    /// Largest MQTT packet taken. With MQTT 5 the broker itself discards what is larger, without a word to anybody; with
+    /// 3.1.1 it ends the connection until this is raised.
     #[serde(default = "BrokerConfig::default_max_packet_size")]
     pub max_packet_size: ByteSize,
     /// User name.
@@ -231,7 +232,7 @@ impl BrokerConfig {
         1_000
     }
     fn default_max_packet_size() -> ByteSize {
-        ByteSize::from_mib(1)
+        ByteSize::from_mib(6)
     }
     fn default_keep_alive() -> Duration {
         Duration::from_secs(60)

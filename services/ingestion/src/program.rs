@@ -145,7 +145,8 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
     };
     let mut publishers = BTreeMap::new();
     for topic in &topics {
-        tell_missing(&bus, topic, program);
+        // Messages are taken while it is missing: with a spool they are safe, and without one their devices keep them.
+        bus.watch_topic(topic, program);
         publishers.insert(topic.clone(), out.publisher(topic, bus.publisher(topic, last), program).await?);
     }
     out.forget(program)?;
@@ -165,18 +166,6 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
             None => Ok(()),
         }
     }))
-}
-
-/// Tells in a task of `program` when `topic` is missing. Messages are taken meanwhile: with a spool they are safe, and
-/// without one their devices keep them.
-fn tell_missing(bus: &PubSubBus, topic: &str, program: &mut Program) {
-    let name = format!("topic {topic}");
-    let (bus, topic, shutdown) = (bus.clone(), topic.to_owned(), program.shutdown.clone());
-    let health = program.health.stage(name.clone());
-    program.tasks.spawn(name, async move {
-        bus.tell_missing(&topic, &health, &shutdown).await;
-        Ok::<_, Infallible>(())
-    });
 }
 
 /// The way out to the topics.

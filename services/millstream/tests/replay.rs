@@ -120,6 +120,7 @@ fn what_cannot_be_replayed_is_said_with_what_would_be_right() {
         (&["--topic", "raw", "/nowhere/archive"][..], 1, "/nowhere/archive"),
         (&["--topic", "raw", "--from", "yesterday"][..], 2, "2026-11-21"),
         (&["--topic", "raw", "--rate", "fast"][..], 2, "60x"),
+        (&["--topic", "raw", "--from", "2026-03-02", "--until", "2026-03-01"][..], 2, "after --until"),
         (&[][..], 2, "--topic"),
         (&["--broker", "127.0.0.1"][..], 2, "mqtt://"),
     ] {

@@ -55,6 +55,13 @@ enum Destination {
 
 impl Destination {
     fn new(config: &Config, arguments: &ReplayArgs) -> Result<Self, Failure> {
+        if let (Some(from), Some(until)) = (&arguments.from, &arguments.until)
+            && from > until
+        {
+            return Err(Failure::usage(format!(
+                "--from {from} is after --until {until}: both days are replayed, the earlier one first"
+            )));
+        }
         if let Some(url) = &arguments.broker {
             return Ok(Self::Broker(Box::new(FeedOptions {
                 connections: arguments.connections,

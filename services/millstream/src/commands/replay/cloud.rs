@@ -27,6 +27,9 @@ pub(super) async fn publisher(
         settings.ordering_keys = KEYS;
     }
     let bus = PubSubBus::new(&google, &settings).map_err(Failure::failed)?;
+    if let Some(why) = bus.trouble_with(topic).await {
+        return Err(Failure::failed(why));
+    }
     let publisher = bus.publisher(topic, WINDOW);
     Ok(if new_ids { publisher } else { Arc::new(Again(publisher)) })
 }
