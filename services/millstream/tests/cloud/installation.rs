@@ -241,7 +241,7 @@ impl Installation {
 
     /// Distinct values of a column of the warehouse; `None` when the emulator would not say just now.
     fn rows_so_far(&self, column: &str) -> Option<usize> {
-        self.rig.bigquery.table(DATASET, "messages")?;
+        self.rig.bigquery.try_table(DATASET, "messages").ok()??;
         let sql = format!("SELECT COUNT(DISTINCT {column}) AS n FROM `{DATASET}.messages`");
         text(&self.rig.bigquery.try_query(&sql).ok()?.first()?["n"]).parse().ok()
     }
