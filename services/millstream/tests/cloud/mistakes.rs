@@ -177,7 +177,7 @@ fn a_window_for_no_message_and_a_spool_smaller_than_one_are_refused() {
     }
     let text = RIGHT.replace(SECTIONS[0], &format!("{}  spool: {{max_size: 1B}}\n", SECTIONS[0]));
     std::fs::write(folder.path().join("cloud.yaml"), text).unwrap();
-    let words = ["ingestion.spool.max_size: holds not even one message of 1MiB"];
+    let words = ["ingestion.spool.max_size: holds not even one message of 6MiB"];
     refused("ingestion", folder.path(), &["check"], &[], &words);
 }
 
