@@ -366,3 +366,28 @@ impl Drop for WakeOnDrop<'_> {
         self.0.consumer.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use messagepipeline::Health;
+
+    #[test]
+    fn a_broker_that_never_answers_subscribe_is_left_but_not_while_nothing_is_read() {
+        let topics = vec![Subscription { filter: "#".to_owned(), qos: 1 }];
+        let options = BrokerOptions::new("mqtt://localhost", "millstream", topics);
+        let mut subscriber = Subscriber::new(&options, Health::new().stage("broker"));
+        let start = Instant::now();
+        subscriber.connected(false, start);
+        assert!(subscriber.due(start).unwrap().is_some());
+        let limit = subscriber.next_due().unwrap();
+        subscriber.wait_on(limit);
+        assert!(subscriber.due(limit).unwrap().is_none(), "the answer may lie there unread");
+        let limit = subscriber.next_due().unwrap();
+        assert!(matches!(subscriber.due(limit), Err(BrokerError::SubscribeTimeout(_))));
+        subscriber.connected(false, limit);
+        assert!(subscriber.due(limit).unwrap().is_some());
+        subscriber.granted(&[Ok(1)], limit).unwrap();
+        assert_eq!(subscriber.next_due(), None);
+    }
+}
