@@ -1,5 +1,7 @@
 //! The bound over all connections.
 
+use super::wire::READ_BYTES;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 
 /// Packets up to this many bytes are assembled without asking; a connection holds no more than this without a
@@ -17,7 +19,13 @@ pub(super) struct Budget {
     arriving: Semaphore,
     chunk_messages: usize,
     chunk_bytes: usize,
+    /// Bytes that all connections together read at once.
+    read_bytes: usize,
+    connections: AtomicUsize,
 }
+
+/// What a connection may always read at once: some messages of usual size.
+const LEAST_READ_BYTES: usize = 4 * 1024;
 
 /// The most messages of one chunk: enough to share what a chunk shares, few enough to begin early.
 const CHUNK_MESSAGES: usize = 1_024;
@@ -31,7 +39,26 @@ impl Budget {
             arriving: Semaphore::new(bytes),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
+            read_bytes: bytes / 4,
+            connections: AtomicUsize::new(0),
         }
+    }
+
+    /// A connection begins to read.
+    pub(super) fn join(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection that joined reads no more.
+    pub(super) fn leave(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many bytes a connection may read at once. What it has read waits with it until the pipeline has room, so
+    /// that all of them together must not read much more than the pipeline takes.
+    pub(super) fn share(&self) -> usize {
+        let connections = self.connections.load(Ordering::Relaxed).max(1);
+        (self.read_bytes / connections).clamp(LEAST_READ_BYTES, READ_BYTES)
     }
 
     /// A chunk with this many messages is full.
@@ -61,5 +88,26 @@ impl Budget {
     /// Waits for room for a large packet of `bytes` while it arrives.
     pub(super) async fn arriving(&self, bytes: u32) -> Result<SemaphorePermit<'_>, AcquireError> {
         self.arriving.acquire_many(bytes).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_read_no_more_together_than_a_quarter_of_the_budget_or_4_kib_each() {
+        let budget = Budget::new(1_000, 32 << 20);
+        for connections in 1..=20_000 {
+            budget.join();
+            let share = budget.share();
+            assert!((LEAST_READ_BYTES..=READ_BYTES).contains(&share), "{connections}: {share}");
+            assert!(
+                share == LEAST_READ_BYTES || share * connections <= 8 << 20,
+                "{connections} times {share}"
+            );
+        }
+        (1..20_000).for_each(|_| budget.leave());
+        assert_eq!(budget.share(), READ_BYTES, "one is left");
     }
 }

@@ -156,7 +156,8 @@ impl Connection {
                 Phase::Draining => self.sender = None,
                 Phase::Closing => return End::Refused(Reason::ShuttingDown),
             }
-            match self.wait(phase == Phase::Open).await {
+            let most = if phase == Phase::Open { self.shared.budget.share() } else { 0 };
+            match self.wait(most).await {
                 Ok(Some(Event::Read)) => undecoded = true,
                 Ok(Some(Event::End)) => return End::Gone,
                 Ok(Some(Event::Written) | None) => {}
@@ -175,23 +176,24 @@ impl Connection {
         }
     }
 
-    /// Waits until something happens that the loop must look at.
-    async fn wait(&mut self, is_open: bool) -> Result<Option<Event>, End> {
-        let read = is_open && !self.window_full && self.wire.output.len() < MAX_OUTPUT_BYTES;
-        if read && !self.reading {
+    /// Waits until something happens that the loop must look at; reads up to `most` bytes at once.
+    async fn wait(&mut self, most: usize) -> Result<Option<Event>, End> {
+        let may_read = !self.window_full && self.wire.output.len() < MAX_OUTPUT_BYTES;
+        let most = if may_read { most } else { 0 };
+        if most > 0 && !self.reading {
             // Silence that we did not listen to is not the client's.
             self.heard = Instant::now();
         }
-        self.reading = read;
+        self.reading = most > 0;
         tokio::select! {
-            event = self.wire.next(read) => {
+            event = self.wire.next(most) => {
                 self.note(Some(event))
             }
             () = self.attachment.woken.notified() => Ok(None),
             _ = self.phase.changed() => Ok(None),
             () = self.timer.as_mut() => {
                 // When the process was paused, the timer may come before what the client said meanwhile.
-                let waiting = self.wire.next(read).now_or_never();
+                let waiting = self.wire.next(most).now_or_never();
                 let event = self.note(waiting)?;
                 self.look_at_clock()?;
                 self.set_timer();

@@ -7,7 +7,7 @@ use super::reason::Reason;
 use super::reply::{self, ConnackProperties};
 use super::session::Attachment;
 use super::shared::Shared;
-use super::wire::{Event, Wire};
+use super::wire::{Event, READ_BYTES, Wire};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ async fn read_first_packet(wire: &mut Wire, max_packet: usize) -> Result<(FixedH
                 return Ok((header, wire.input.split_to(header.packet).freeze()));
             }
         }
-        match wire.next(true).await {
+        match wire.next(READ_BYTES).await {
             Ok(Event::Read) => {}
             Ok(Event::Written | Event::End) | Err(_) => return Err(Failure::Silent("closed-before-connect")),
         }

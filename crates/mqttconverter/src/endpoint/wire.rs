@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::server::TlsStream;
 
-/// Bytes taken from a socket at once.
-const READ_BYTES: usize = 64 * 1024;
+/// Bytes taken from a socket at once, at most.
+pub(super) const READ_BYTES: usize = 64 * 1024;
 
 thread_local! {
     /// Read into by all connections of a thread, so that an idle one owns no buffer. What was read is copied once
@@ -90,17 +90,17 @@ impl Wire {
         }
     }
 
-    /// Writes what is to be written and, if `read`, reads; answers when either has happened.
-    pub(super) async fn next(&mut self, read: bool) -> io::Result<Event> {
-        poll_fn(|cx| self.poll_next(cx, read)).await
+    /// Writes what is to be written and reads up to `most` bytes, none if that is 0; answers when either has happened.
+    pub(super) async fn next(&mut self, most: usize) -> io::Result<Event> {
+        poll_fn(|cx| self.poll_next(cx, most)).await
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Result<Event>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<Event>> {
         let has_output = !self.output.is_empty() || self.needs_flush;
         if has_output && let Poll::Ready(written) = self.poll_output(cx) {
             return Poll::Ready(written.map(|()| Event::Written));
         }
-        if read { self.poll_input(cx) } else { Poll::Pending }
+        if most > 0 { self.poll_input(cx, most) } else { Poll::Pending }
     }
 
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -123,9 +123,9 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Event>> {
+    fn poll_input(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<Event>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let mut buffer = ReadBuf::new(&mut scratch[..most.min(READ_BYTES)]);
             ready!(self.stream.poll_read(cx, &mut buffer))?;
             let read = buffer.filled();
             if read.is_empty() {
@@ -148,7 +148,7 @@ impl Wire {
             poll_fn(|cx| self.poll_output(cx)).await?;
             poll_fn(|cx| self.stream.poll_shutdown(cx)).await?;
             let mut discarded = 0;
-            while discarded < DISCARD_BYTES && self.next(true).await? == Event::Read {
+            while discarded < DISCARD_BYTES && self.next(READ_BYTES).await? == Event::Read {
                 discarded += self.input.len();
                 self.input.clear();
             }

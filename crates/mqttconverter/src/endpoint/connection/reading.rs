@@ -7,7 +7,7 @@ use super::super::reason::Reason;
 use super::super::reply;
 use super::super::session::Session;
 use super::super::shared::{Phase, Sender, Shared};
-use super::super::wire::Event;
+use super::super::wire::{Event, READ_BYTES};
 use super::{Connection, End, Pause};
 use bytes::{Bytes, BytesMut};
 use messagepipeline::{Delivery, Settle, Settlement, Timestamp, Verdict};
@@ -308,7 +308,7 @@ impl Connection {
                     Pause::Incomplete(Some(bytes))
                 };
             }
-            match self.wait(true).await {
+            match self.wait(READ_BYTES).await {
                 Ok(Some(Event::End)) => return Pause::End(End::Gone),
                 Ok(_) => {}
                 Err(end) => return Pause::End(end),
@@ -325,7 +325,7 @@ impl Connection {
             tokio::select! {
                 biased;
                 done = &mut work => return done,
-                event = self.wire.next(false), if !self.broken => self.broken = event.is_err(),
+                event = self.wire.next(0), if !self.broken => self.broken = event.is_err(),
                 () = self.attachment.woken.notified() => {
                     // Whatever else this says is looked at when the work is done.
                     let output = &mut self.wire.output;
