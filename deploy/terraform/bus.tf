@@ -65,6 +65,16 @@ resource "google_pubsub_topic_iam_member" "publisher" {
   member = google_service_account.service[each.value.service].member
 }
 
+# Who publishes also looks whether its topic is there, or /readyz could not tell that it was deleted. The right to publish
+# has no look in it.
+resource "google_pubsub_topic_iam_member" "watcher" {
+  for_each = local.publishers
+
+  topic  = google_pubsub_topic.topic[each.value.topic].id
+  role   = "roles/pubsub.viewer"
+  member = google_service_account.service[each.value.service].member
+}
+
 resource "google_pubsub_subscription_iam_member" "subscriber" {
   for_each = local.subscriptions
 

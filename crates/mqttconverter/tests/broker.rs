@@ -393,6 +393,28 @@ async fn a_refused_subscription_is_reported_and_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_grant_that_lies_behind_messages_without_a_verdict_is_waited_for() {
+    let (mut broker, port) = Script::new().await;
+    let mut options = options(port, Protocol::V5);
+    options.window_messages = 1;
+    options.connect_timeout = Duration::from_secs(1);
+    let patience = options.connect_timeout;
+    let mut rig = Rig::open(options).await;
+    let script = async {
+        broker.connection(&RESUMED).await;
+        assert_eq!(broker.read().await.0, 0x82, "SUBSCRIBE");
+        broker.write(b"\x32\x0d\0\x07devices\0\x01\0".as_slice()).await;
+        broker.write(b"0\x90\x04\0\x01\0\x01").await;
+    };
+    let (taken, ()) = tokio::join!(rig.take(1), script);
+    // As long as the bus is away; an answer may take less.
+    sleep(patience + patience / 2).await;
+    ack_all(taken);
+    assert_eq!(broker.read().await, (0x40, vec![0, 1]), "PUBACK on the same connection");
+    rig.wait_ready().await;
+}
+
+#[tokio::test]
 async fn a_copy_on_a_resumed_session_is_answered_and_not_delivered_twice() {
     let (mut broker, port) = Script::new().await;
     let mut rig = Rig::open(options(port, Protocol::V5)).await;

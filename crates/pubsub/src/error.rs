@@ -37,14 +37,14 @@ pub enum PubSubError {
         /// The service's words.
         message: String,
     },
-    /// There is no token to ask with.
+    /// There is no token to ask with, or the service takes it for none.
     #[error(
-        "no credentials for {resource} ({message}); a renewed key or permission is found without a restart"
+        "no valid credentials for {resource} ({message}); a renewed key or permission is found without a restart"
     )]
     Credentials {
         /// The topic or subscription.
         resource: String,
-        /// The words of who was to hand out the token.
+        /// The words of who was to hand out the token, or of who refused it.
         message: String,
     },
     /// The service takes a message's form or content never.
@@ -158,7 +158,8 @@ impl PubSubError {
             let message = status.message.clone();
             return match status.code {
                 Code::NotFound => Self::NotFound { resource },
-                Code::PermissionDenied | Code::Unauthenticated => Self::Denied { resource, message },
+                Code::PermissionDenied => Self::Denied { resource, message },
+                Code::Unauthenticated => Self::Credentials { resource, message },
                 Code::InvalidArgument | Code::OutOfRange => Self::Invalid { resource, message },
                 code => Self::Unavailable { resource, message: format!("{code}: {message}") },
             };

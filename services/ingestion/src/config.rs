@@ -82,7 +82,7 @@ impl Default for SpoolConfig {
     }
 }
 
-/// The MQTT endpoint (3.1.1 and 5, QoS 0 and 1).
+/// The MQTT endpoint (3.1.1 and 5, QoS 0 to 2).
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointConfig {

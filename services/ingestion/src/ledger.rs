@@ -5,7 +5,8 @@
 //! replicas need no agreement. Between the ids stand marks of the time, at most one a second: a device's own id tells
 //! none, and the books must know what is still on its way.
 //!
-//! A file is of one day (UTC) and is written on that day only. So one whose day is over can be deleted whole, and is
+//! A file is of one day (UTC) and is written on that day only; what was written longer ago than on the day before the
+//! next id comes is taken along into that day's, because the clock may have been set. So one whose day is over can be deleted whole, and is
 //! when it is older than `ingestion.ledger_keep`: the ledger shares its disk with the spool.
 //!
 //! Ids are written after their messages are durable and before they are acknowledged to the device. So an id that is
@@ -23,7 +24,7 @@ use futures_util::future::BoxFuture;
 use messagepipeline::{BatchOutcome, Clock, Message, MessageId, Publisher, Shutdown, Timestamp};
 use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -295,12 +296,26 @@ impl Inner {
     /// it: then what was written by 1970 is of today, and would be forgotten at once.
     fn bring_forward(&self, day: i64, now: Timestamp) -> io::Result<()> {
         let (old, new) = (Timestamp::from_micros(day * DAY), self.options.path(self.reached, now));
-        match std::fs::rename(self.options.path(self.reached, old), new) {
+        let old = self.options.path(self.reached, old);
+        // The file of today is there already when the clock was set back and is right again.
+        let moved = if new.try_exists()? { append(&old, &new) } else { std::fs::rename(&old, &new) };
+        match moved {
             // Deleted by a person, or by another process whose clock was set before.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
         }
     }
+}
+
+/// Moves the whole ids of the file `from` to the end of `to`. Cut short, it leaves some in both, and an id counts once.
+fn append(from: &Path, to: &Path) -> io::Result<()> {
+    let whole = |path: &Path| path.metadata().map(|found| found.len() - found.len() % ID as u64);
+    let from_length = whole(from)?;
+    let mut target = OpenOptions::new().append(true).open(to)?;
+    target.set_len(whole(to)?)?;
+    io::copy(&mut File::open(from)?.take(from_length), &mut target)?;
+    target.sync_data()?;
+    std::fs::remove_file(from)
 }
 
 /// A publisher that enters what it has published in the ledger.

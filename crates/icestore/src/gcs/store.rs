@@ -252,6 +252,9 @@ impl Inner {
                 tracing::warn!(object = name, %error, "not an object of the archive; it is passed over");
                 Ok(Vec::new())
             }
+            // Deleted since it was listed, as a rule of the bucket does with old ones. A bucket that is gone shows in
+            // every other request.
+            Err(Error::Store { reason: "gcs-not-found", .. }) => Ok(Vec::new()),
             other => other,
         }
     }

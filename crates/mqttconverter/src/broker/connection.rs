@@ -115,17 +115,18 @@ impl Connection {
         let now = Instant::now();
         let mut timers = Timers { ping: now + self.keep_alive / 2, unanswered: None, unwritten: None };
         let mut packet_ids = Vec::new();
+        let mut reads = true;
         loop {
             // First the verdicts: they make room.
             self.put_acks(shared, &mut packet_ids);
             let has_room = self.take_in(shared, subscriber)?;
-            if let Some(topics) = subscriber.due(Instant::now())? {
-                self.put_subscribe(&topics)?;
-            }
-            let reads = has_room && self.output.len() < WRITE_BYTES;
             if !reads {
                 subscriber.wait_on(Instant::now());
             }
+            if let Some(topics) = subscriber.due(Instant::now())? {
+                self.put_subscribe(&topics)?;
+            }
+            reads = has_room && self.output.len() < WRITE_BYTES;
             let deadline = self.check_alive(&mut timers, reads)?;
             let deadline = subscriber.next_due().map_or(deadline, |due| due.min(deadline));
             let writes = self.has_output();
@@ -177,6 +178,9 @@ impl Connection {
             let took = !publishes.is_empty();
             shared.receive(publishes)?;
             outcome?;
+            if took {
+                subscriber.wait_on(Instant::now());
+            }
             if drained || !took {
                 return Ok(drained);
             }

@@ -218,7 +218,8 @@ impl Subscriber {
         Ok(Some(self.asked.clone()))
     }
 
-    /// Nothing is read: the answer may lie there.
+    /// Nothing was read, or messages came, as they do before the answer when the broker has kept them: the answer may
+    /// lie behind them.
     pub(super) fn wait_on(&mut self, now: Instant) {
         self.overdue = self.overdue.map(|_| now + self.patience);
     }

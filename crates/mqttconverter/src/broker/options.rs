@@ -97,7 +97,7 @@ pub struct BrokerOptions {
     pub allow_anonymous: bool,
     /// What an `mqtts://` connection trusts and presents.
     pub tls: ClientTls,
-    /// Deadline of TCP, TLS and CONNACK together; default 10 s.
+    /// Deadline of TCP, TLS and CONNACK together, and of the answer to a SUBSCRIBE while no message comes; default 10 s.
     pub connect_timeout: Duration,
     /// First wait before connecting again; default 1 s. It doubles, with jitter.
     pub reconnect_min: Duration,

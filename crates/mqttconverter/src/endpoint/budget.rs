@@ -8,7 +8,14 @@ use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 /// permit.
 pub(super) const SMALL_PACKET: usize = 64 * 1024;
 
-/// Messages and bytes that the pipeline may hold, and bytes of large packets that are still arriving.
+/// What a connection may always read at once: some messages of usual size.
+pub(super) const LEAST_READ_BYTES: usize = 4 * 1024;
+
+/// The most messages of one chunk: enough to share what a chunk shares, few enough to begin early.
+const CHUNK_MESSAGES: usize = 1_024;
+
+/// Messages and bytes that the pipeline may hold, bytes of large packets that are still arriving, and how much is read
+/// while others wait for room.
 ///
 /// What a message takes it gives back with its verdict. Large packets have a budget of their own, so that clients
 /// that begin them and stall cannot stop everybody else.
@@ -19,16 +26,11 @@ pub(super) struct Budget {
     arriving: Semaphore,
     chunk_messages: usize,
     chunk_bytes: usize,
-    /// Bytes that all connections together read at once.
-    read_bytes: usize,
-    connections: AtomicUsize,
+    /// What the connections that wait for room should hold together.
+    waiting_bytes: usize,
+    /// Connections that wait for room with what they have read.
+    waiting: AtomicUsize,
 }
-
-/// What a connection may always read at once: some messages of usual size.
-const LEAST_READ_BYTES: usize = 4 * 1024;
-
-/// The most messages of one chunk: enough to share what a chunk shares, few enough to begin early.
-const CHUNK_MESSAGES: usize = 1_024;
 
 impl Budget {
     pub(super) fn new(messages: usize, bytes: usize) -> Self {
@@ -39,26 +41,16 @@ impl Budget {
             arriving: Semaphore::new(bytes),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
-            read_bytes: bytes / 4,
-            connections: AtomicUsize::new(0),
+            waiting_bytes: bytes / 16,
+            waiting: AtomicUsize::new(0),
         }
     }
 
-    /// A connection begins to read.
-    pub(super) fn join(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A connection that joined reads no more.
-    pub(super) fn leave(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// How many bytes a connection may read at once. What it has read waits with it until the pipeline has room, so
-    /// that all of them together must not read much more than the pipeline takes.
-    pub(super) fn share(&self) -> usize {
-        let connections = self.connections.load(Ordering::Relaxed).max(1);
-        (self.read_bytes / connections).clamp(LEAST_READ_BYTES, READ_BYTES)
+    /// How many bytes a connection may read at once. What it has read waits with it while the pipeline is full, so the
+    /// more wait, the less the others read.
+    pub(super) fn read_share(&self) -> usize {
+        let holders = self.waiting.load(Ordering::Relaxed) + 1;
+        (self.waiting_bytes / holders).clamp(LEAST_READ_BYTES, READ_BYTES)
     }
 
     /// A chunk with this many messages is full.
@@ -66,15 +58,17 @@ impl Budget {
         self.chunk_messages
     }
 
-    /// A chunk that weighs this much is full.
+    /// A chunk that weighs this much is full: small messages weigh many times what was read, and wait as they were read.
     pub(super) fn chunk_bytes(&self) -> usize {
-        self.chunk_bytes
+        self.chunk_bytes.min(2 * self.read_share())
     }
 
     /// Waits for room. It is given back by [`Budget::release`], not by dropping something.
     pub(super) async fn reserve(&self, messages: u32, bytes: u32) -> Result<(), AcquireError> {
+        let waits = Waits::begin(&self.waiting);
         let messages = self.messages.acquire_many(messages).await?;
         let bytes = self.bytes.acquire_many(bytes).await?;
+        drop(waits);
         messages.forget();
         bytes.forget();
         Ok(())
@@ -91,23 +85,43 @@ impl Budget {
     }
 }
 
+/// One that waits for room, until it is dropped.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     #[test]
-    fn connections_read_no_more_together_than_a_quarter_of_the_budget_or_4_kib_each() {
-        let budget = Budget::new(1_000, 32 << 20);
-        for connections in 1..=20_000 {
-            budget.join();
-            let share = budget.share();
-            assert!((LEAST_READ_BYTES..=READ_BYTES).contains(&share), "{connections}: {share}");
-            assert!(
-                share == LEAST_READ_BYTES || share * connections <= 8 << 20,
-                "{connections} times {share}"
-            );
+    fn the_more_connections_wait_for_room_the_less_the_others_read() {
+        let budget = Budget::new(1, 32 << 20);
+        budget.reserve(1, 1).now_or_never().expect("there is room").unwrap();
+        assert_eq!(budget.read_share(), READ_BYTES, "nobody waits");
+        let mut waiting = Vec::new();
+        let mut held = 0;
+        for _ in 0..2_000 {
+            held += budget.read_share();
+            let mut reserve = Box::pin(budget.reserve(1, 1));
+            assert!(reserve.as_mut().now_or_never().is_none());
+            waiting.push(reserve);
         }
-        (1..20_000).for_each(|_| budget.leave());
-        assert_eq!(budget.share(), READ_BYTES, "one is left");
+        assert_eq!(budget.read_share(), LEAST_READ_BYTES);
+        assert!(held < 16 << 20, "{held} bytes wait beside the 32 MiB");
+        waiting.clear();
+        assert_eq!(budget.read_share(), READ_BYTES, "who gave up waits no more");
     }
 }

@@ -156,7 +156,7 @@ impl Connection {
                 Phase::Draining => self.sender = None,
                 Phase::Closing => return End::Refused(Reason::ShuttingDown),
             }
-            let most = if phase == Phase::Open { self.shared.budget.share() } else { 0 };
+            let most = if phase == Phase::Open { self.shared.budget.read_share() } else { 0 };
             match self.wait(most).await {
                 Ok(Some(Event::Read)) => undecoded = true,
                 Ok(Some(Event::End)) => return End::Gone,
@@ -183,6 +183,9 @@ impl Connection {
         if most > 0 && !self.reading {
             // Silence that we did not listen to is not the client's.
             self.heard = Instant::now();
+            if let Some((since, _)) = &mut self.incomplete_since {
+                *since = self.heard;
+            }
         }
         self.reading = most > 0;
         tokio::select! {

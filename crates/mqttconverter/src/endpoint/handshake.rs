@@ -1,13 +1,14 @@
 //! From the first byte of a connection to its CONNACK.
 
 use super::auth::Grant;
+use super::budget::LEAST_READ_BYTES;
 use super::intake::{TOPIC_ALIASES, Will};
 use super::packet::{Connect, ConnectRefused, FixedHeader, Version};
 use super::reason::Reason;
 use super::reply::{self, ConnackProperties};
 use super::session::Attachment;
 use super::shared::Shared;
-use super::wire::{Event, READ_BYTES, Wire};
+use super::wire::{Event, Wire};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -75,7 +76,7 @@ async fn read_first_packet(wire: &mut Wire, max_packet: usize) -> Result<(FixedH
                 return Ok((header, wire.input.split_to(header.packet).freeze()));
             }
         }
-        match wire.next(READ_BYTES).await {
+        match wire.next(LEAST_READ_BYTES).await {
             Ok(Event::Read) => {}
             Ok(Event::Written | Event::End) | Err(_) => return Err(Failure::Silent("closed-before-connect")),
         }

@@ -153,7 +153,6 @@ impl Visitor {
         // The connection has its own, which it drops when the endpoint drains.
         drop(sender);
         shared.telemetry.connections.increment(1);
-        shared.budget.join();
         let counted = (Counted(shared), place);
         connection.run().await;
         drop(counted);
@@ -220,6 +219,5 @@ struct Counted(Arc<Shared>);
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.telemetry.connections.decrement(1);
-        self.0.budget.leave();
     }
 }

@@ -129,6 +129,33 @@ async fn a_client_that_never_reads_our_answers_is_cut_off() {
 }
 
 #[tokio::test]
+async fn packets_of_one_size_are_not_taken_for_one_that_never_comes_while_the_pipeline_is_full() {
+    let stall = std::time::Duration::from_secs(1);
+    let mut rig = Rig::with(|options| {
+        options.stall_timeout = stall;
+        options.max_in_flight_messages = 1;
+    })
+    .await;
+    let mut client = rig.client(V311).await;
+    let packets = [1, 2, 3].map(|id| publish(4, id, "t", &[b'x'; 300]));
+    let (half, rest) = packets[1].split_at(150);
+    client.send(&[&packets[0], half].concat()).await;
+    let first = rig.take(1).await.remove(0).1;
+    client.send(&[rest, &packets[2][..150]].concat()).await;
+    // Nothing is read while the second has no room, which takes longer than a packet may.
+    tokio::time::sleep(stall + stall / 5).await;
+    first.ack();
+    client.expect(&puback(1)).await;
+    rig.take(1).await.remove(0).1.ack();
+    client.expect(&puback(2)).await;
+    // The endpoint looks twice at the clock before it ends a connection.
+    tokio::time::sleep(stall / 10).await;
+    client.send(&packets[2][150..]).await;
+    rig.take(1).await.remove(0).1.ack();
+    client.expect(&puback(3)).await;
+}
+
+#[tokio::test]
 async fn a_pubrel_whose_identifier_cannot_be_forgotten_gets_no_pubcomp() {
     let connect = Connect { clean: false, expiry: 3_600, ..V5 };
     let store = MemorySessions::default();

@@ -146,6 +146,33 @@ fn ids_that_were_written_before_the_clock_was_set_are_kept_like_those_of_that_da
     assert_eq!(read(folder.path(), Timestamp::default()).ids, [3, 4].map(id));
 }
 
+/// A clock that a person sets.
+#[derive(Debug)]
+struct SetClock(Mutex<Timestamp>);
+
+impl Clock for SetClock {
+    fn now(&self) -> Timestamp {
+        *self.0.lock()
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_for_a_while_costs_no_id_of_the_days_on_both_sides() {
+    let folder = tempfile::tempdir().unwrap();
+    let day = |days: i64| Timestamp::from_micros(NOON + days * DAY);
+    let clock = Arc::new(SetClock(Mutex::new(day(0))));
+    let options = options(folder.path(), Duration::from_hours(48));
+    let ledger = Ledger::create(options, Reached::Bus, Arc::clone(&clock) as _).unwrap();
+    ledger.add(&[id(1)]);
+    *clock.0.lock() = day(-3);
+    ledger.add(&[id(2)]);
+    *clock.0.lock() = day(0);
+    ledger.add(&[id(3)]);
+    ledger.forget();
+    assert_eq!(read(folder.path(), Timestamp::default()).ids, [1, 2, 3].map(id));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "one file");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_file_that_cannot_be_deleted_holds_up_no_other() {

@@ -4,7 +4,8 @@ use crate::arrivals::Arrivals;
 use crate::beside::Beside;
 use crate::fleet::Fleet;
 use crate::site::{READER, Site};
-use crate::{figure, messages, scaled};
+use crate::waiting::payloads;
+use crate::{figure, scaled};
 
 const RUNS: usize = 3;
 const MESSAGES: usize = 100_000;
@@ -13,9 +14,7 @@ const PACED: usize = 60_000;
 const PUBLISHED: &str = "millstream_bus_published_total";
 
 pub(crate) fn run() {
-    let payloads = messages::payloads();
-    let bytes: usize = payloads.iter().map(Vec::len).sum();
-    println!("{} payloads, {:.0} bytes on average", payloads.len(), bytes as f64 / payloads.len() as f64);
+    let payloads = payloads();
     for _ in 0..RUNS {
         let fleet = Fleet { devices: 20, window: 100, rate: None };
         measure("full speed", fleet, &payloads, scaled(MESSAGES));

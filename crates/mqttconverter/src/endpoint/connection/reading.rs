@@ -26,6 +26,10 @@ impl Connection {
         let before = self.wire.input.len();
         let mut intake = Intake::default();
         let mut pause = self.decode(&mut intake, now);
+        if self.wire.input.len() < before {
+            // What is incomplete now is another packet, even if it is as long.
+            self.incomplete_since = None;
+        }
         self.shared.name(&mut intake.deliveries);
         if !intake.is_empty() {
             match self.enter(&mut intake) {
@@ -308,7 +312,7 @@ impl Connection {
                     Pause::Incomplete(Some(bytes))
                 };
             }
-            match self.wait(READ_BYTES).await {
+            match self.wait(READ_BYTES.min(bytes - self.wire.input.len())).await {
                 Ok(Some(Event::End)) => return Pause::End(End::Gone),
                 Ok(_) => {}
                 Err(end) => return Pause::End(end),
