@@ -415,6 +415,27 @@ async fn a_grant_that_lies_behind_messages_without_a_verdict_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_grant_that_lies_behind_a_message_that_arrives_slowly_is_waited_for() {
+    let (mut broker, port) = Script::new().await;
+    let mut options = options(port, Protocol::V5);
+    options.connect_timeout = Duration::from_secs(1);
+    let pause = options.connect_timeout * 6 / 10;
+    let mut rig = Rig::open(options).await;
+    let script = async {
+        broker.connection(&RESUMED).await;
+        assert_eq!(broker.read().await.0, 0x82, "SUBSCRIBE");
+        for part in [b"\x32\x0d\0\x07".as_slice(), b"dev", b"ices\0\x01\0"] {
+            broker.write(part).await;
+            sleep(pause).await;
+        }
+        broker.write(b"0\x90\x04\0\x01\0\x01").await;
+        assert_eq!(broker.read().await, (0x40, vec![0, 1]), "PUBACK on the same connection");
+    };
+    let (_, ()) = tokio::join!(rig.take_and_ack(1), script);
+    rig.wait_ready().await;
+}
+
+#[tokio::test]
 async fn a_copy_on_a_resumed_session_is_answered_and_not_delivered_twice() {
     let (mut broker, port) = Script::new().await;
     let mut rig = Rig::open(options(port, Protocol::V5)).await;

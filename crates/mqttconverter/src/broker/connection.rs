@@ -115,14 +115,16 @@ impl Connection {
         let now = Instant::now();
         let mut timers = Timers { ping: now + self.keep_alive / 2, unanswered: None, unwritten: None };
         let mut packet_ids = Vec::new();
-        let mut reads = true;
+        let (mut reads, mut has_read) = (true, false);
         loop {
             // First the verdicts: they make room.
             self.put_acks(shared, &mut packet_ids);
             let has_room = self.take_in(shared, subscriber)?;
-            if !reads {
+            // A message that takes long to arrive is no silence either.
+            if !reads || (has_read && !self.input.is_empty()) {
                 subscriber.wait_on(Instant::now());
             }
+            has_read = false;
             if let Some(topics) = subscriber.due(Instant::now())? {
                 self.put_subscribe(&topics)?;
             }
@@ -137,6 +139,7 @@ impl Connection {
                         return Err(BrokerError::Closed(None));
                     }
                     timers.unanswered = None;
+                    has_read = true;
                 }
                 written = write_some(&mut self.writer, &mut self.output, &mut self.unflushed), if writes => {
                     written?;

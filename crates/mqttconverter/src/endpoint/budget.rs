@@ -1,12 +1,13 @@
 //! The bound over all connections.
 
 use super::wire::READ_BYTES;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// Packets up to this many bytes are assembled without asking; a connection holds no more than this without a
 /// permit.
-pub(super) const SMALL_PACKET: usize = 64 * 1024;
+pub(super) const SMALL_PACKET: usize = 16 * 1024;
 
 /// What a connection may always read at once: some messages of usual size.
 pub(super) const LEAST_READ_BYTES: usize = 4 * 1024;
@@ -14,8 +15,8 @@ pub(super) const LEAST_READ_BYTES: usize = 4 * 1024;
 /// The most messages of one chunk: enough to share what a chunk shares, few enough to begin early.
 const CHUNK_MESSAGES: usize = 1_024;
 
-/// Messages and bytes that the pipeline may hold, bytes of large packets that are still arriving, and how much is read
-/// while others wait for room.
+/// Messages and bytes that the pipeline may hold, bytes of large packets that arrive or wait for it, and how much is
+/// read while others wait for room.
 ///
 /// What a message takes it gives back with its verdict. Large packets have a budget of their own, so that clients
 /// that begin them and stall cannot stop everybody else.
@@ -23,7 +24,7 @@ const CHUNK_MESSAGES: usize = 1_024;
 pub(super) struct Budget {
     messages: Semaphore,
     bytes: Semaphore,
-    arriving: Semaphore,
+    arriving: Arc<Semaphore>,
     chunk_messages: usize,
     chunk_bytes: usize,
     /// What the connections that wait for room should hold together.
@@ -38,7 +39,7 @@ impl Budget {
         Self {
             messages: Semaphore::new(messages.min(Semaphore::MAX_PERMITS)),
             bytes: Semaphore::new(bytes),
-            arriving: Semaphore::new(bytes),
+            arriving: Arc::new(Semaphore::new(bytes)),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
             waiting_bytes: bytes / 16,
@@ -79,9 +80,9 @@ impl Budget {
         self.bytes.add_permits(bytes);
     }
 
-    /// Waits for room for a large packet of `bytes` while it arrives.
-    pub(super) async fn arriving(&self, bytes: u32) -> Result<SemaphorePermit<'_>, AcquireError> {
-        self.arriving.acquire_many(bytes).await
+    /// Waits for room for a large packet of `bytes` while it arrives and until the pipeline takes it.
+    pub(super) async fn arriving(&self, bytes: u32) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.arriving).acquire_many_owned(bytes).await
     }
 }
 

@@ -19,7 +19,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Answers that wait for a client that does not read; beyond this nothing more is read from it.
@@ -87,6 +87,8 @@ pub(super) struct Connection {
     /// Since when a packet is arriving.
     incomplete_since: Option<(Instant, usize)>,
     window_full: bool,
+    /// For the large packet in the input, until the pipeline has it.
+    large: Option<OwnedSemaphorePermit>,
     /// The socket failed; what was read is still handed over.
     broken: bool,
 }
@@ -120,6 +122,7 @@ impl Connection {
             doubted: false,
             incomplete_since: None,
             window_full: false,
+            large: None,
             broken: false,
             shared,
         }

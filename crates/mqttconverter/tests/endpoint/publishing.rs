@@ -157,3 +157,31 @@ async fn every_message_has_an_id_of_its_own_whatever_its_packet_identifier() {
     }
     assert_eq!(ids.len(), 6);
 }
+
+#[tokio::test]
+async fn a_large_packet_behind_a_full_window_is_read_to_its_end() {
+    for (connect, qos) in [(V311, 1), (V311, 0), (V5, 0)] {
+        let mut rig = Rig::with(|options| options.receive_maximum = 4).await;
+        let mut client = rig.client(connect).await;
+        let id = |at: u16| if qos > 0 { at } else { 0 };
+        let sizes = [10, 10, 10, 10, 10, 10, 100_000, 10, 40_000, 10];
+        let packets =
+            (1..).zip(sizes).map(|(at, size)| publish(connect.level, id(at), "t", &vec![b'x'; size]));
+        // All of it arrives while the first few have no verdict.
+        client.send(&packets.collect::<Vec<_>>().concat()).await;
+        let mut taken = 0;
+        while taken < sizes.len() {
+            for (message, ack) in rig.next().await {
+                assert_eq!(message.payload.len(), sizes[taken]);
+                ack.ack();
+                taken += 1;
+            }
+        }
+        for at in 1..=sizes.len() {
+            if qos > 0 {
+                client.expect(&puback(u8::try_from(at).unwrap())).await;
+            }
+        }
+        client.ping().await;
+    }
+}

@@ -23,6 +23,7 @@ impl Connection {
     /// Decodes what is in the input, up to one chunk, and hands it over.
     pub(super) async fn take_in(&mut self) -> Pause {
         let now = self.shared.now();
+        self.window_full = false;
         let before = self.wire.input.len();
         let mut intake = Intake::default();
         let mut pause = self.decode(&mut intake, now);
@@ -45,6 +46,7 @@ impl Connection {
         if let Err(end) = self.hand_over(intake).await {
             return Pause::End(end);
         }
+        self.large = None;
         if let Pause::Incomplete(bytes) = pause {
             let is_rest = self.wire.input.len() < before;
             pause = self.make_room_for(bytes, is_rest).await;
@@ -284,11 +286,29 @@ impl Connection {
         self.receive_large(bytes).await
     }
 
-    /// Reads a large packet to its end under a permit for its size.
+    /// Whether the session's window takes the packet that begins the input; if not, its next verdict wakes us.
+    fn window_takes(&self) -> bool {
+        let Ok(Some(header)) = FixedHeader::read(&self.wire.input) else { return true };
+        let is_publish = header.first >> 4 == 3;
+        // An MQTT 5 client that sends beyond its quota is told so when the packet is decoded.
+        let wants_reply = header.first & 0b0110 != 0 && self.gate.version == Version::V311;
+        let taken = self.attachment.with_window(|window| {
+            let is_full = window.room() == 0 || wants_reply && window.reply_room() == 0;
+            window.waits_for_room = is_publish && is_full;
+            !window.waits_for_room
+        });
+        taken.unwrap_or(true)
+    }
+
+    /// Reads a large packet to its end under a permit for its size, which it keeps until the pipeline has the packet. It
+    /// begins only when the session has room for it: what must wait for its own client may wait for ever.
     async fn receive_large(&mut self, bytes: usize) -> Pause {
+        if !self.window_takes() {
+            return Pause::WindowFull;
+        }
         let shared = Arc::clone(&self.shared);
         let size = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let Ok(_permit) = self.meanwhile_writing(shared.budget.arriving(size)).await else {
+        let Ok(permit) = self.meanwhile_writing(shared.budget.arriving(size)).await else {
             return Pause::End(End::Refused(Reason::ShuttingDown));
         };
         if self.broken {
@@ -319,6 +339,7 @@ impl Connection {
             }
         }
         self.incomplete_since = None;
+        self.large = Some(permit);
         Pause::ChunkFull
     }
 
