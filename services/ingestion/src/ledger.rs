@@ -307,15 +307,20 @@ impl Inner {
     }
 }
 
-/// Moves the whole ids of the file `from` to the end of `to`. Cut short, it leaves some in both, and an id counts once.
+/// Moves the whole ids of the file `from` to the end of `to`; when that fails, `to` is as it was. Cut short by a crash it
+/// leaves some in both, and an id counts once.
 fn append(from: &Path, to: &Path) -> io::Result<()> {
     let whole = |path: &Path| path.metadata().map(|found| found.len() - found.len() % ID as u64);
-    let from_length = whole(from)?;
+    let (source, before) = (whole(from)?, whole(to)?);
     let mut target = OpenOptions::new().append(true).open(to)?;
-    target.set_len(whole(to)?)?;
-    io::copy(&mut File::open(from)?.take(from_length), &mut target)?;
-    target.sync_data()?;
-    std::fs::remove_file(from)
+    target.set_len(before)?;
+    let moved = io::copy(&mut File::open(from)?.take(source), &mut target)
+        .and_then(|_| target.sync_data())
+        .and_then(|()| std::fs::remove_file(from));
+    if moved.is_err() {
+        target.set_len(before)?;
+    }
+    moved
 }
 
 /// A publisher that enters what it has published in the ledger.

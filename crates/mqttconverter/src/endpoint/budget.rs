@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-/// Packets up to this many bytes are assembled without asking; a connection holds no more than this without a
-/// permit.
+/// Packets up to this many bytes are assembled without asking. Without a permit a connection holds no more than one
+/// such packet and what it read at once.
 pub(super) const SMALL_PACKET: usize = 16 * 1024;
 
 /// What a connection may always read at once: some messages of usual size.
@@ -29,7 +29,7 @@ pub(super) struct Budget {
     chunk_bytes: usize,
     /// What the connections that wait for room should hold together.
     waiting_bytes: usize,
-    /// Connections that wait for room with what they have read.
+    /// Connections that hold what they have read and wait for room, in the pipeline or in their session.
     waiting: AtomicUsize,
 }
 
@@ -64,9 +64,15 @@ impl Budget {
         self.chunk_bytes.min(2 * self.read_share())
     }
 
+    /// Counts a connection that holds what it has read and cannot hand it over, until the answer is dropped.
+    pub(super) fn wait(self: &Arc<Self>) -> Waits {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(Arc::clone(self))
+    }
+
     /// Waits for room. It is given back by [`Budget::release`], not by dropping something.
-    pub(super) async fn reserve(&self, messages: u32, bytes: u32) -> Result<(), AcquireError> {
-        let waits = Waits::begin(&self.waiting);
+    pub(super) async fn reserve(self: &Arc<Self>, messages: u32, bytes: u32) -> Result<(), AcquireError> {
+        let waits = self.wait();
         let messages = self.messages.acquire_many(messages).await?;
         let bytes = self.bytes.acquire_many(bytes).await?;
         drop(waits);
@@ -81,24 +87,19 @@ impl Budget {
     }
 
     /// Waits for room for a large packet of `bytes` while it arrives and until the pipeline takes it.
-    pub(super) async fn arriving(&self, bytes: u32) -> Result<OwnedSemaphorePermit, AcquireError> {
+    pub(super) async fn arriving(self: &Arc<Self>, bytes: u32) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let _waits = self.wait();
         Arc::clone(&self.arriving).acquire_many_owned(bytes).await
     }
 }
 
-/// One that waits for room, until it is dropped.
-struct Waits<'a>(&'a AtomicUsize);
+/// See [`Budget::wait`].
+#[derive(Debug)]
+pub(super) struct Waits(Arc<Budget>);
 
-impl<'a> Waits<'a> {
-    fn begin(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::Relaxed);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waits<'_> {
+impl Drop for Waits {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_more_connections_wait_for_room_the_less_the_others_read() {
-        let budget = Budget::new(1, 32 << 20);
+        let budget = Arc::new(Budget::new(1, 32 << 20));
         budget.reserve(1, 1).now_or_never().expect("there is room").unwrap();
         assert_eq!(budget.read_share(), READ_BYTES, "nobody waits");
         let mut waiting = Vec::new();

@@ -7,6 +7,7 @@
 mod ending;
 mod reading;
 
+use super::budget::Waits;
 use super::handshake::Accepted;
 use super::intake::{Gate, Will};
 use super::reason::Reason;
@@ -86,7 +87,8 @@ pub(super) struct Connection {
     doubted: bool,
     /// Since when a packet is arriving.
     incomplete_since: Option<(Instant, usize)>,
-    window_full: bool,
+    /// Present while the session's window is full.
+    window_full: Option<Waits>,
     /// For the large packet in the input, until the pipeline has it.
     large: Option<OwnedSemaphorePermit>,
     /// The socket failed; what was read is still handed over.
@@ -121,7 +123,7 @@ impl Connection {
             reading: false,
             doubted: false,
             incomplete_since: None,
-            window_full: false,
+            window_full: None,
             large: None,
             broken: false,
             shared,
@@ -141,7 +143,7 @@ impl Connection {
             if let Some(end) = self.collect() {
                 return end;
             }
-            if undecoded || self.window_full {
+            if undecoded || self.window_full.is_some() {
                 match self.take_in().await {
                     Pause::End(end) => return end,
                     Pause::ChunkFull => continue,
@@ -155,7 +157,7 @@ impl Connection {
             let phase = *self.phase.borrow_and_update();
             match phase {
                 Phase::Open => {}
-                Phase::Draining if self.window_full => {}
+                Phase::Draining if self.window_full.is_some() => {}
                 Phase::Draining => self.sender = None,
                 Phase::Closing => return End::Refused(Reason::ShuttingDown),
             }
@@ -181,7 +183,7 @@ impl Connection {
 
     /// Waits until something happens that the loop must look at; reads up to `most` bytes at once.
     async fn wait(&mut self, most: usize) -> Result<Option<Event>, End> {
-        let may_read = !self.window_full && self.wire.output.len() < MAX_OUTPUT_BYTES;
+        let may_read = self.window_full.is_none() && self.wire.output.len() < MAX_OUTPUT_BYTES;
         let most = if may_read { most } else { 0 };
         if most > 0 && !self.reading {
             // Silence that we did not listen to is not the client's.
@@ -223,7 +225,9 @@ impl Connection {
         let next = if self.doubted {
             now
         } else {
-            self.keep_alive.map_or(latest, |limit| latest.min(self.heard + limit))
+            // While we do not listen the client cannot be late.
+            let heard = if self.reading { self.heard } else { now };
+            self.keep_alive.map_or(latest, |limit| latest.min(heard + limit))
         };
         self.timer.as_mut().reset(next.max(now + MIN_TICK));
     }

@@ -185,3 +185,30 @@ async fn a_large_packet_behind_a_full_window_is_read_to_its_end() {
         client.ping().await;
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_waits_to_send_a_large_packet_ends_when_its_client_comes_back() {
+    let mut rig = Rig::with(|options| {
+        options.max_packet_bytes = 256 * 1024;
+        options.max_in_flight_bytes = 1 << 20;
+    })
+    .await;
+    let large = publish(4, 1, "t", &[b'x'; 240_000]);
+    let mut begun = Vec::new();
+    for client_id in ["a", "b", "c", "d"] {
+        let mut client = rig.client(Connect { client_id, ..V311 }).await;
+        // The PINGRESP says that the room for what follows it is taken.
+        client.send(&[&PINGREQ, &large[..30_000]].concat()).await;
+        client.expect(&PINGRESP).await;
+        begun.push(client);
+    }
+    let mut waiting = rig.client(V311).await;
+    waiting.send(&[&PINGREQ, &large[..30_000]].concat()).await;
+    waiting.expect(&PINGRESP).await;
+    let mut back = rig.client(V311).await;
+    waiting.expect_closed().await;
+    back.send(&large).await;
+    drop(begun);
+    rig.take(1).await.remove(0).1.ack();
+    back.expect(&puback(1)).await;
+}

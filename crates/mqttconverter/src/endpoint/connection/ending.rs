@@ -7,6 +7,7 @@ use super::super::session::Attachment;
 use super::super::shared::{Phase, Sender, Shared};
 use super::reading::deliver;
 use super::{Connection, End};
+use bytes::BytesMut;
 use messagepipeline::Delivery;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Connection {
     pub(super) async fn conclude(mut self, end: End) {
+        // What follows may take as long as a will's delay.
+        (self.large, self.window_full) = (None, None);
+        self.wire.input = BytesMut::new();
         self.report(end);
         if end == End::Refused(Reason::ShuttingDown) {
             self.collect();

@@ -14,6 +14,7 @@ use messagepipeline::{Delivery, Settle, Settlement, Timestamp, Verdict};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 /// Longest part of a refused topic in the log, in bytes.
@@ -23,7 +24,7 @@ impl Connection {
     /// Decodes what is in the input, up to one chunk, and hands it over.
     pub(super) async fn take_in(&mut self) -> Pause {
         let now = self.shared.now();
-        self.window_full = false;
+        self.window_full = None;
         let before = self.wire.input.len();
         let mut intake = Intake::default();
         let mut pause = self.decode(&mut intake, now);
@@ -51,7 +52,7 @@ impl Connection {
             let is_rest = self.wire.input.len() < before;
             pause = self.make_room_for(bytes, is_rest).await;
         }
-        self.window_full = matches!(pause, Pause::WindowFull);
+        self.window_full = matches!(pause, Pause::WindowFull).then(|| self.shared.budget.wait());
         pause
     }
 
@@ -286,34 +287,32 @@ impl Connection {
         self.receive_large(bytes).await
     }
 
-    /// Whether the session's window takes the packet that begins the input; if not, its next verdict wakes us.
-    fn window_takes(&self) -> bool {
-        let Ok(Some(header)) = FixedHeader::read(&self.wire.input) else { return true };
+    /// Whether the session's window takes the packet that begins the input; if not, its next verdict wakes us. `None` if
+    /// another connection has the session.
+    fn window_takes(&self) -> Option<bool> {
+        let Ok(Some(header)) = FixedHeader::read(&self.wire.input) else { return Some(true) };
         let is_publish = header.first >> 4 == 3;
         // An MQTT 5 client that sends beyond its quota is told so when the packet is decoded.
         let wants_reply = header.first & 0b0110 != 0 && self.gate.version == Version::V311;
-        let taken = self.attachment.with_window(|window| {
+        self.attachment.with_window(|window| {
             let is_full = window.room() == 0 || wants_reply && window.reply_room() == 0;
             window.waits_for_room = is_publish && is_full;
             !window.waits_for_room
-        });
-        taken.unwrap_or(true)
+        })
     }
 
     /// Reads a large packet to its end under a permit for its size, which it keeps until the pipeline has the packet. It
     /// begins only when the session has room for it: what must wait for its own client may wait for ever.
     async fn receive_large(&mut self, bytes: usize) -> Pause {
-        if !self.window_takes() {
-            return Pause::WindowFull;
+        match self.window_takes() {
+            Some(true) => {}
+            Some(false) => return Pause::WindowFull,
+            None => return Pause::End(End::Refused(Reason::TakenOver)),
         }
-        let shared = Arc::clone(&self.shared);
-        let size = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let Ok(permit) = self.meanwhile_writing(shared.budget.arriving(size)).await else {
-            return Pause::End(End::Refused(Reason::ShuttingDown));
+        let permit = match self.permit(bytes).await {
+            Ok(permit) => permit,
+            Err(pause) => return pause,
         };
-        if self.broken {
-            return Pause::End(End::Gone);
-        }
         let mut packet = BytesMut::with_capacity(bytes);
         packet.extend_from_slice(&self.wire.input);
         self.wire.input = packet;
@@ -341,6 +340,35 @@ impl Connection {
         self.incomplete_since = None;
         self.large = Some(permit);
         Pause::ChunkFull
+    }
+
+    /// Waits for the permit of a packet of so many bytes. Nothing is in hand meanwhile, so that whatever ends the
+    /// connection ends the wait.
+    async fn permit(&mut self, bytes: usize) -> Result<OwnedSemaphorePermit, Pause> {
+        let budget = Arc::clone(&self.shared.budget);
+        let mut arriving = pin!(budget.arriving(u32::try_from(bytes).unwrap_or(u32::MAX)));
+        self.reading = false;
+        loop {
+            if let Some(end) = self.collect() {
+                return Err(Pause::End(end));
+            }
+            match *self.phase.borrow_and_update() {
+                Phase::Open => {}
+                // Half a packet is not "read"; the client sends it again.
+                Phase::Draining => return Err(Pause::Incomplete(Some(bytes))),
+                Phase::Closing => return Err(Pause::End(End::Refused(Reason::ShuttingDown))),
+            }
+            tokio::select! {
+                permit = &mut arriving => {
+                    return permit.map_err(|_| Pause::End(End::Refused(Reason::ShuttingDown)));
+                }
+                written = self.wire.next(0) => {
+                    written.map_err(|_| Pause::End(End::Gone))?;
+                }
+                () = self.attachment.woken.notified() => {}
+                _ = self.phase.changed() => {}
+            }
+        }
     }
 
     /// Does `work`, and writes replies that become ready meanwhile.
