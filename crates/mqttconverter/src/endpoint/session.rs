@@ -91,7 +91,7 @@ pub(super) struct State {
     pub(super) window: Window,
     /// Raised by every connection; an older connection sees that it was replaced.
     pub(super) epoch: u32,
-    /// Wakes the present connection.
+    /// Wakes the present connection, or the last one, which may wait for its client before it publishes a will.
     waker: Option<Arc<Notify>>,
     /// A message of the present connection failed downstream.
     failed: bool,
@@ -385,7 +385,6 @@ impl Sessions {
         }
         state.window.detach();
         state.window.shrink();
-        state.waker = None;
         if state.expiry.is_zero() {
             by_client.sessions.remove(&attachment.session.client_id);
             self.forget(&attachment.session, &mut state);

@@ -162,3 +162,19 @@ async fn a_will_with_a_delay_is_published_after_it() {
     assert_eq!(payloads(&rig.take(1).await), [b"x"]);
     assert!(begin.elapsed() >= std::time::Duration::from_secs(1), "never earlier, however slow the machine");
 }
+
+#[tokio::test]
+async fn a_client_that_comes_back_again_and_again_before_its_will_is_due_holds_no_places() {
+    let mut rig = Rig::with(|options| options.max_connections = 4).await;
+    // Will Delay Interval an hour, Session Expiry Interval a day.
+    let mut body = b"\x00\x04MQTT\x05\x06\x00\x00\x05\x11\x00\x01\x51\x80\x00\x06delays".to_vec();
+    body.extend_from_slice(b"\x05\x18\x00\x00\x0e\x10\x00\x04gone\x00\x01x");
+    for _ in 0..20 {
+        let mut client = Client::open(rig.address).await;
+        client.send(&packet(0x10, &body)).await;
+        assert_eq!(client.packet().await[3], 0, "accepted");
+        // A turn through the endpoint, in which the former connection finds that its client is back.
+        client.ping().await;
+    }
+    assert!(rig.is_quiet().await, "none of the wills was due");
+}

@@ -9,7 +9,6 @@ use super::reading::deliver;
 use super::{Connection, End};
 use bytes::BytesMut;
 use messagepipeline::Delivery;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -34,13 +33,15 @@ impl Connection {
         if let Err(error) = Box::pin(self.shared.forget_ended()).await {
             self.shared.store_failed(&error);
         }
-        let (shared, sender) = (Arc::clone(&self.shared), self.sender.take());
-        if end != End::Gone {
-            self.wire.finish(FAREWELL).await;
+        let Self { shared, wire, attachment, sender, expiry, mut phase, .. } = self;
+        if end == End::Gone {
+            drop(wire);
+        } else {
+            wire.finish(FAREWELL).await;
         }
         if let (Some(will), Some(sender)) = (will, sender) {
-            let delay = Duration::from_secs(will.delay.into()).min(self.expiry);
-            if wait_for_return(&self.attachment, delay, &mut self.phase).await {
+            let delay = Duration::from_secs(will.delay.into()).min(expiry);
+            if !comes_back(&attachment, delay, &mut phase).await {
                 publish_will(&shared, &sender, *will).await;
             }
         }
@@ -74,18 +75,21 @@ impl Connection {
     }
 }
 
-/// Waits for the will's delay; false if the client came back meanwhile.
-async fn wait_for_return(
-    attachment: &Attachment,
-    delay: Duration,
-    phase: &mut watch::Receiver<Phase>,
-) -> bool {
+/// Waits for the will's delay; whether the client came back meanwhile, or the endpoint stops.
+async fn comes_back(attachment: &Attachment, delay: Duration, phase: &mut watch::Receiver<Phase>) -> bool {
     if delay.is_zero() {
-        return true;
+        return false;
     }
+    let returned = async {
+        // Verdicts of what the connection left wake us, too.
+        while attachment.is_latest() {
+            attachment.woken.notified().await;
+        }
+    };
     tokio::select! {
-        () = tokio::time::sleep(delay) => attachment.is_latest(),
-        _ = phase.wait_for(|phase| *phase != Phase::Open) => false,
+        () = tokio::time::sleep(delay) => !attachment.is_latest(),
+        () = returned => true,
+        _ = phase.wait_for(|phase| *phase != Phase::Open) => true,
     }
 }
 
