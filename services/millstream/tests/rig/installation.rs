@@ -20,9 +20,12 @@ impl Installation {
     /// A new folder with `settings` as its configuration.
     pub(crate) fn new(settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // The same program from the first start to the last, also when somebody builds beside the test.
+        // The same program from the first start to the last, also when somebody builds beside the test. Another process
+        // copies it: a child that another test starts meanwhile would inherit our file, and nobody can run a program
+        // that is open for writing.
         let program = folder.path().join("millstream");
-        std::fs::copy(env!("CARGO_BIN_EXE_millstream"), &program).unwrap();
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_millstream")).arg(&program).status();
+        assert!(copied.unwrap().success(), "cp failed");
         std::fs::write(folder.path().join("millstream.yaml"), settings).unwrap();
         Self { folder, program, port: free_port() }
     }
