@@ -42,7 +42,7 @@ impl Budget {
             arriving: Arc::new(Semaphore::new(bytes)),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
-            waiting_bytes: bytes / 16,
+            waiting_bytes: bytes / 64,
             waiting: AtomicUsize::new(0),
         }
     }
