@@ -1,6 +1,6 @@
 //! The bus on Google Pub/Sub.
 
-use crate::topics::{self, Look};
+use crate::topics;
 use crate::{ConnectError, Google, PubSubConfig, Window, WireForm};
 use ::pubsub::{
     Client, ConsumerOptions, LetterReader, Ordering, PubSubDeadLetters, PubSubOptions, PubSubPublisher,
@@ -87,10 +87,7 @@ impl PubSubBus {
     /// Why nothing can be published to `topic` now, as far as a look at it can tell.
     pub async fn trouble_with(&self, topic: &str) -> Option<String> {
         let name = self.topic(topic);
-        match topics::look(name, self.client.topic_exists(name)).await {
-            Look::Found | Look::Forbidden => None,
-            Look::Trouble(why) => Some(why),
-        }
+        topics::trouble(name, self.client.topic_exists(name)).await
     }
 
     /// The service whose subscription is called `name` in the project, with or without the project before it.

@@ -11,32 +11,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// and project (<https://cloud.google.com/pubsub/quotas>), also for hundreds of replicas.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// What a look at a topic has shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
-    /// It is there.
-    Found,
-    /// Who looks may not, but Pub/Sub answers. Whoever may publish need not be allowed to look (`pubsub.topics.get` is
-    /// no part of `roles/pubsub.publisher`).
-    Forbidden,
-    /// Nothing can be published, and why.
-    Trouble(String),
-}
-
-/// Looks once at the topic `name`, for which `exists` asks.
-pub(crate) async fn look(name: &str, exists: impl Future<Output = Result<bool, PubSubError>>) -> Look {
+/// Why nothing can be published to the topic `name`, for which `exists` asks; `None` when nothing is known against it.
+pub(crate) async fn trouble(
+    name: &str,
+    exists: impl Future<Output = Result<bool, PubSubError>>,
+) -> Option<String> {
     match tokio::time::timeout(PATIENCE, exists).await {
-        Ok(Ok(true)) => Look::Found,
-        Ok(Err(PubSubError::Denied { .. })) => Look::Forbidden,
-        Ok(Ok(false)) => {
-            Look::Trouble(format!("the topic {name} is missing: create it, or name another one"))
-        }
-        Ok(Err(error)) => Look::Trouble(error.to_string()),
+        // Who looks may not, but Pub/Sub answers. Whoever may publish need not be allowed to look (`pubsub.topics.get` is
+        // no part of `roles/pubsub.publisher`).
+        Ok(Ok(true) | Err(PubSubError::Denied { .. })) => None,
+        Ok(Ok(false)) => Some(format!("the topic {name} is missing: create it, or name another one")),
+        Ok(Err(error)) => Some(error.to_string()),
         Err(_) => {
             let patience = PATIENCE.as_secs();
-            Look::Trouble(format!(
-                "Pub/Sub did not answer within {patience} s whether the topic {name} is there"
-            ))
+            Some(format!("Pub/Sub did not answer within {patience} s whether the topic {name} is there"))
         }
     }
 }
@@ -54,10 +42,10 @@ where
         let seen = tokio::select! {
             biased;
             () = shutdown.begun() => return,
-            seen = look(name, exists()) => seen,
+            seen = trouble(name, exists()) => seen,
         };
         let pause = match seen {
-            Look::Found | Look::Forbidden => {
+            None => {
                 if is_told {
                     tracing::info!(stage = health.name(), "what kept from publishing is over");
                 }
@@ -66,7 +54,7 @@ where
                 health.ready();
                 EVERY
             }
-            Look::Trouble(reason) => {
+            Some(reason) => {
                 if !is_told {
                     tracing::warn!(stage = health.name(), reason, "asked for again until it is there");
                 }

@@ -189,14 +189,14 @@ fn migrate(connection: &mut Connection, path: &Path, schema: &Schema) -> Result<
 mod tests {
     use super::*;
 
-    const SCHEMA: Schema = Schema {
+    pub(super) const SCHEMA: Schema = Schema {
         kind: "test",
         application_id: 7,
         shrinks: false,
         migrations: &["CREATE TABLE t(n INTEGER PRIMARY KEY, body BLOB)"],
     };
 
-    fn insert(connection: &Connection, n: i64) -> rusqlite::Result<usize> {
+    pub(super) fn insert(connection: &Connection, n: i64) -> rusqlite::Result<usize> {
         connection.execute("INSERT INTO t VALUES (?1, zeroblob(4000))", [n])
     }
 

@@ -130,6 +130,21 @@ impl Open {
         Ok(())
     }
 
+    /// Moves the whole ids of the file `from` to the end of this one, which stays as it was when that fails. Cut short by
+    /// a crash it leaves some in both, and an id counts once.
+    fn take_over(&mut self, from: &Path) -> io::Result<()> {
+        self.mend()?;
+        let source = File::open(from)?;
+        let length = whole(source.metadata()?.len());
+        let moved = io::copy(&mut source.take(length), &mut self.file)
+            .and_then(|_| self.file.sync_data())
+            .and_then(|()| std::fs::remove_file(from));
+        if moved.is_err() {
+            self.file.set_len(self.length)?;
+        }
+        moved
+    }
+
     /// Cuts off the part of an id that a failed write left: it would shift all that come after it.
     fn mend(&mut self) -> io::Result<()> {
         if self.is_torn {
@@ -138,6 +153,11 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// Of so many bytes those of whole ids.
+fn whole(bytes: u64) -> u64 {
+    bytes - bytes % ID as u64
 }
 
 impl LedgerOptions {
@@ -151,7 +171,7 @@ impl LedgerOptions {
         let path = self.path(reached, now);
         let file = OpenOptions::new().append(true).create(true).open(&path)?;
         let written = file.metadata()?.len();
-        let length = written - written % ID as u64;
+        let length = whole(written);
         let is_torn = written != length;
         Ok(Open { file, day: now.as_micros().div_euclid(DAY), length, is_torn, marked: None })
     }
@@ -298,29 +318,17 @@ impl Inner {
         let (old, new) = (Timestamp::from_micros(day * DAY), self.options.path(self.reached, now));
         let old = self.options.path(self.reached, old);
         // The file of today is there already when the clock was set back and is right again.
-        let moved = if new.try_exists()? { append(&old, &new) } else { std::fs::rename(&old, &new) };
+        let moved = if new.try_exists()? {
+            self.options.open(self.reached, now)?.take_over(&old)
+        } else {
+            std::fs::rename(&old, &new)
+        };
         match moved {
             // Deleted by a person, or by another process whose clock was set before.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
         }
     }
-}
-
-/// Moves the whole ids of the file `from` to the end of `to`; when that fails, `to` is as it was. Cut short by a crash it
-/// leaves some in both, and an id counts once.
-fn append(from: &Path, to: &Path) -> io::Result<()> {
-    let whole = |path: &Path| path.metadata().map(|found| found.len() - found.len() % ID as u64);
-    let (source, before) = (whole(from)?, whole(to)?);
-    let mut target = OpenOptions::new().append(true).open(to)?;
-    target.set_len(before)?;
-    let moved = io::copy(&mut File::open(from)?.take(source), &mut target)
-        .and_then(|_| target.sync_data())
-        .and_then(|()| std::fs::remove_file(from));
-    if moved.is_err() {
-        target.set_len(before)?;
-    }
-    moved
 }
 
 /// A publisher that enters what it has published in the ledger.

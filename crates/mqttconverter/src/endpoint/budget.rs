@@ -64,15 +64,15 @@ impl Budget {
         self.chunk_bytes.min(2 * self.read_share())
     }
 
-    /// Counts a connection that holds what it has read and cannot hand it over, until the answer is dropped.
-    pub(super) fn wait(self: &Arc<Self>) -> Waits {
+    /// Counts a connection that holds what it has read and cannot hand it over, until what this gives is dropped.
+    pub(super) fn begin_wait(self: &Arc<Self>) -> Waits {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Waits(Arc::clone(self))
     }
 
     /// Waits for room. It is given back by [`Budget::release`], not by dropping something.
     pub(super) async fn reserve(self: &Arc<Self>, messages: u32, bytes: u32) -> Result<(), AcquireError> {
-        let waits = self.wait();
+        let waits = self.begin_wait();
         let messages = self.messages.acquire_many(messages).await?;
         let bytes = self.bytes.acquire_many(bytes).await?;
         drop(waits);
@@ -88,12 +88,12 @@ impl Budget {
 
     /// Waits for room for a large packet of `bytes` while it arrives and until the pipeline takes it.
     pub(super) async fn arriving(self: &Arc<Self>, bytes: u32) -> Result<OwnedSemaphorePermit, AcquireError> {
-        let _waits = self.wait();
+        let _waits = self.begin_wait();
         Arc::clone(&self.arriving).acquire_many_owned(bytes).await
     }
 }
 
-/// See [`Budget::wait`].
+/// See [`Budget::begin_wait`].
 #[derive(Debug)]
 pub(super) struct Waits(Arc<Budget>);
 

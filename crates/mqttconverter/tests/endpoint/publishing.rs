@@ -186,14 +186,18 @@ async fn a_large_packet_behind_a_full_window_is_read_to_its_end() {
     }
 }
 
-#[tokio::test]
-async fn a_connection_that_waits_to_send_a_large_packet_ends_when_its_client_comes_back() {
-    let mut rig = Rig::with(|options| {
+/// An endpoint with room for four of the packet in flight, and for as many that arrive.
+async fn rig_for_four_large_packets() -> (Rig, Vec<u8>) {
+    let rig = Rig::with(|options| {
         options.max_packet_bytes = 256 * 1024;
         options.max_in_flight_bytes = 1 << 20;
-    })
-    .await;
-    let large = publish(4, 1, "t", &[b'x'; 240_000]);
+    });
+    (rig.await, publish(4, 1, "t", &[b'x'; 240_000]))
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_to_send_a_large_packet_ends_when_its_client_comes_back() {
+    let (mut rig, large) = rig_for_four_large_packets().await;
     let mut begun = Vec::new();
     for client_id in ["a", "b", "c", "d"] {
         let mut client = rig.client(Connect { client_id, ..V311 }).await;
@@ -215,12 +219,7 @@ async fn a_connection_that_waits_to_send_a_large_packet_ends_when_its_client_com
 
 #[tokio::test]
 async fn while_the_pipeline_is_full_no_more_large_packets_are_read_than_the_budget_holds() {
-    let mut rig = Rig::with(|options| {
-        options.max_packet_bytes = 256 * 1024;
-        options.max_in_flight_bytes = 1 << 20;
-    })
-    .await;
-    let large = publish(4, 1, "t", &[b'x'; 240_000]);
+    let (mut rig, large) = rig_for_four_large_packets().await;
     let names: Vec<_> = (0..12).map(|n| format!("device-{n}")).collect();
     let mut clients = Vec::new();
     for client_id in &names {

@@ -1,17 +1,7 @@
-use super::super::{Schema, open, open_reader};
+use super::super::tests::{SCHEMA, insert};
+use super::super::{open, open_reader};
 use super::*;
 use messagepipeline::ErrorClass;
-
-const SCHEMA: Schema = Schema {
-    kind: "test",
-    application_id: 7,
-    shrinks: false,
-    migrations: &["CREATE TABLE t(n INTEGER PRIMARY KEY, body BLOB)"],
-};
-
-fn insert(connection: &Connection, n: i64) -> rusqlite::Result<usize> {
-    connection.execute("INSERT INTO t VALUES (?1, zeroblob(4000))", [n])
-}
 
 fn count(path: &Path) -> i64 {
     let reader = open_reader(path, &SCHEMA).unwrap();

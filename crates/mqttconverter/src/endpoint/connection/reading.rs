@@ -20,6 +20,15 @@ use tokio::time::Instant;
 /// Longest part of a refused topic in the log, in bytes.
 const LONGEST_SHOWN_TOPIC: usize = 200;
 
+/// How much one chunk may take.
+struct Room {
+    /// Replies and messages that the session's window takes.
+    replies: usize,
+    messages: usize,
+    /// At so many bytes the chunk is full.
+    weight: usize,
+}
+
 impl Connection {
     /// Decodes what is in the input, up to one chunk, and hands it over.
     pub(super) async fn take_in(&mut self) -> Pause {
@@ -52,17 +61,18 @@ impl Connection {
             let is_rest = self.wire.input.len() < before;
             pause = self.make_room_for(bytes, is_rest).await;
         }
-        self.window_full = matches!(pause, Pause::WindowFull).then(|| self.shared.budget.wait());
+        self.window_full = matches!(pause, Pause::WindowFull).then(|| self.shared.budget.begin_wait());
         pause
     }
 
     fn decode(&mut self, intake: &mut Intake, now: Timestamp) -> Pause {
         let is_v5 = self.gate.version == Version::V5;
-        let Some((replies, messages)) = self.attachment.with_window(|window| {
+        let weight = self.shared.budget.chunk_bytes();
+        let Some(room) = self.attachment.with_window(|window| {
             window.waits_for_room = false;
             // A 3.1.1 client knows of no bound, and behind what it sends beyond ours may stand the PUBRELs that make room.
             let replies = if is_v5 { window.send_quota() } else { window.reply_room() };
-            (replies, window.room())
+            Room { replies, messages: window.room(), weight }
         }) else {
             return Pause::End(End::Refused(Reason::TakenOver));
         };
@@ -71,7 +81,7 @@ impl Connection {
                 Ok(header) => header,
                 Err(pause) => break pause,
             };
-            if let Some(limit) = self.limit(header, intake, replies, messages) {
+            if let Some(limit) = self.limit(header, intake, &room) {
                 break limit;
             }
             let frame = self.wire.input.split_to(header.packet).freeze();
@@ -82,7 +92,7 @@ impl Connection {
         if matches!(pause, Pause::WindowFull) {
             let has_room = self.attachment.with_window(|window| {
                 window.waits_for_room = true;
-                window.room() > messages
+                window.room() > room.messages
             });
             // A verdict came between the two looks at the window, and woke nobody.
             if has_room == Some(true) {
@@ -92,23 +102,21 @@ impl Connection {
         pause
     }
 
-    /// Which bound the packet with this header would break. The session's window has room for so many `replies` and
-    /// `messages` beside the intake.
-    fn limit(&self, header: FixedHeader, intake: &Intake, replies: usize, messages: usize) -> Option<Pause> {
-        let budget = &self.shared.budget;
-        if intake.is_full(budget.chunk_messages(), budget.chunk_bytes()) {
+    /// Which bound the packet with this header would break.
+    fn limit(&self, header: FixedHeader, intake: &Intake, room: &Room) -> Option<Pause> {
+        if intake.is_full(self.shared.budget.chunk_messages(), room.weight) {
             return Some(Pause::ChunkFull);
         }
         let is_publish = header.first >> 4 == 3;
         let wants_reply = is_publish && header.first & 0b0110 != 0;
-        if wants_reply && intake.replies >= replies {
+        if wants_reply && intake.replies >= room.replies {
             // MQTT 5, section 3.3.4: the client was told how many it may send. 3.1.1 has no such limit.
             return Some(match self.gate.version {
                 Version::V5 => Pause::End(End::Refused(Reason::ReceiveMaximumExceeded)),
                 Version::V311 => Pause::WindowFull,
             });
         }
-        (is_publish && intake.deliveries.len() >= messages).then_some(Pause::WindowFull)
+        (is_publish && intake.deliveries.len() >= room.messages).then_some(Pause::WindowFull)
     }
 
     /// The header of the next packet, if all of the packet is there.
@@ -319,17 +327,8 @@ impl Connection {
         self.heard = Instant::now();
         self.incomplete_since = Some((self.heard, bytes));
         while self.wire.input.len() < bytes {
-            if let Some(end) = self.collect() {
-                return Pause::End(end);
-            }
-            let phase = *self.phase.borrow_and_update();
-            if phase != Phase::Open {
-                // Half a packet is not "read"; the client sends it again.
-                return if phase == Phase::Closing {
-                    Pause::End(End::Refused(Reason::ShuttingDown))
-                } else {
-                    Pause::Incomplete(Some(bytes))
-                };
+            if let Some(pause) = self.interruption(bytes) {
+                return pause;
             }
             match self.wait(READ_BYTES.min(bytes - self.wire.input.len())).await {
                 Ok(Some(Event::End)) => return Pause::End(End::Gone),
@@ -342,6 +341,19 @@ impl Connection {
         Pause::ChunkFull
     }
 
+    /// What keeps a packet of so many bytes from being read on.
+    fn interruption(&mut self, bytes: usize) -> Option<Pause> {
+        if let Some(end) = self.collect() {
+            return Some(Pause::End(end));
+        }
+        match *self.phase.borrow_and_update() {
+            Phase::Open => None,
+            // Half a packet is not "read"; the client sends it again.
+            Phase::Draining => Some(Pause::Incomplete(Some(bytes))),
+            Phase::Closing => Some(Pause::End(End::Refused(Reason::ShuttingDown))),
+        }
+    }
+
     /// Waits for the permit of a packet of so many bytes. Nothing is in hand meanwhile, so that whatever ends the
     /// connection ends the wait.
     async fn permit(&mut self, bytes: usize) -> Result<OwnedSemaphorePermit, Pause> {
@@ -349,14 +361,8 @@ impl Connection {
         let mut arriving = pin!(budget.arriving(u32::try_from(bytes).unwrap_or(u32::MAX)));
         self.reading = false;
         loop {
-            if let Some(end) = self.collect() {
-                return Err(Pause::End(end));
-            }
-            match *self.phase.borrow_and_update() {
-                Phase::Open => {}
-                // Half a packet is not "read"; the client sends it again.
-                Phase::Draining => return Err(Pause::Incomplete(Some(bytes))),
-                Phase::Closing => return Err(Pause::End(End::Refused(Reason::ShuttingDown))),
+            if let Some(pause) = self.interruption(bytes) {
+                return Err(pause);
             }
             tokio::select! {
                 permit = &mut arriving => {
