@@ -3,7 +3,7 @@
 use super::wire::READ_BYTES;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// Packets up to this many bytes are assembled without asking. Without a permit a connection holds no more than one
 /// such packet and what it read at once.
@@ -19,12 +19,13 @@ const CHUNK_MESSAGES: usize = 1_024;
 /// read while others wait for room.
 ///
 /// What a message takes it gives back with its verdict. Large packets have a budget of their own, so that clients
-/// that begin them and stall cannot stop everybody else.
+/// that begin them and stall cannot stop everybody else; and so have large CONNECTs, whose senders nobody knows yet.
 #[derive(Debug)]
 pub(super) struct Budget {
     messages: Semaphore,
     bytes: Semaphore,
     arriving: Arc<Semaphore>,
+    connecting: Semaphore,
     chunk_messages: usize,
     chunk_bytes: usize,
     /// What the connections that wait for room should hold together.
@@ -40,6 +41,7 @@ impl Budget {
             messages: Semaphore::new(messages.min(Semaphore::MAX_PERMITS)),
             bytes: Semaphore::new(bytes),
             arriving: Arc::new(Semaphore::new(bytes)),
+            connecting: Semaphore::new(bytes / 8),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
             waiting_bytes: bytes / 64,
@@ -90,6 +92,11 @@ impl Budget {
     pub(super) async fn arriving(self: &Arc<Self>, bytes: u32) -> Result<OwnedSemaphorePermit, AcquireError> {
         let _waits = self.begin_wait();
         Arc::clone(&self.arriving).acquire_many_owned(bytes).await
+    }
+
+    /// Waits for room for a large CONNECT of `bytes`.
+    pub(super) async fn connecting(&self, bytes: usize) -> Result<SemaphorePermit<'_>, AcquireError> {
+        self.connecting.acquire_many(u32::try_from(bytes).unwrap_or(u32::MAX)).await
     }
 }
 

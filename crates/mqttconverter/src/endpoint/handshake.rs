@@ -11,6 +11,7 @@ use super::shared::Shared;
 use super::wire::{Event, Wire};
 use bytes::Bytes;
 use std::time::Duration;
+use tokio::sync::SemaphorePermit;
 
 /// Longest CONNECT, in bytes: it is read before anybody knows who sends it. A will of the greatest length fits.
 const MAX_CONNECT_BYTES: usize = 128 * 1024;
@@ -52,7 +53,7 @@ pub(super) async fn shake_hands(
     wire: &mut Wire,
     refuse: Option<Reason>,
 ) -> Result<Accepted, Failure> {
-    let (header, frame) = read_first_packet(wire, shared.options.max_packet_bytes as usize).await?;
+    let (header, frame, _permit) = read_first_packet(shared, wire).await?;
     let connect = Connect::read(header, &frame)?;
     let refused = |reason| ConnectRefused { answer_in: Some(connect.version), reason };
     if let Some(reason) = refuse {
@@ -61,7 +62,14 @@ pub(super) async fn shake_hands(
     accept(shared, wire, &connect).await.map_err(|reason| refused(reason).into())
 }
 
-async fn read_first_packet(wire: &mut Wire, max_packet: usize) -> Result<(FixedHeader, Bytes), Failure> {
+/// The CONNECT, and the permit for a large one as long as it is needed: who never ends what they began, or waits for
+/// their turn, is cut off by `connect_timeout`.
+async fn read_first_packet<'a>(
+    shared: &'a Shared,
+    wire: &mut Wire,
+) -> Result<(FixedHeader, Bytes, Option<SemaphorePermit<'a>>), Failure> {
+    let most = MAX_CONNECT_BYTES.min(shared.options.max_packet_bytes as usize);
+    let mut permit = None;
     loop {
         let header = FixedHeader::read(&wire.input).map_err(|_| Failure::Silent("not-mqtt"))?;
         // Told by the first byte, so that a client of another protocol does not wait for an answer.
@@ -69,11 +77,15 @@ async fn read_first_packet(wire: &mut Wire, max_packet: usize) -> Result<(FixedH
             return Err(Failure::Silent("not-mqtt"));
         }
         if let Some(header) = header.filter(|header| header.is_connect()) {
-            if header.packet > MAX_CONNECT_BYTES.min(max_packet) {
+            if header.packet > most {
                 return Err(Failure::Silent("connect-too-large"));
             }
             if wire.input.len() >= header.packet {
-                return Ok((header, wire.input.split_to(header.packet).freeze()));
+                return Ok((header, wire.input.split_to(header.packet).freeze(), permit));
+            }
+            if header.packet > LEAST_READ_BYTES && permit.is_none() {
+                let turn = shared.budget.connecting(header.packet).await;
+                permit = Some(turn.map_err(|_| Failure::Silent("shutting-down"))?);
             }
         }
         match wire.next(LEAST_READ_BYTES).await {

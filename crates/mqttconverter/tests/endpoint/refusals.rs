@@ -1,4 +1,5 @@
 use crate::support::*;
+use futures_util::FutureExt;
 use testkit::session_suite::MemorySessions;
 use tokio::io::AsyncWriteExt;
 
@@ -117,6 +118,31 @@ async fn a_connection_beyond_the_limit_is_told_so() {
 async fn a_client_that_says_nothing_is_cut_off_at_the_connect_deadline() {
     let rig = Rig::with(|options| options.connect_timeout = std::time::Duration::from_millis(50)).await;
     Client::open(rig.address).await.expect_closed().await;
+}
+
+#[tokio::test]
+async fn large_connects_of_nobody_known_take_turns_and_hold_up_no_small_one() {
+    let rig = Rig::with(|options| {
+        options.max_packet_bytes = 256 * 1024;
+        options.max_in_flight_bytes = 1 << 20;
+    })
+    .await;
+    let will = "x".repeat(60_000);
+    let large = |client_id| Connect { client_id, will: Some(("wills", &will)), ..V311 }.bytes();
+    let mut begun = Vec::new();
+    for client_id in ["a", "b"] {
+        let mut client = Client::open(rig.address).await;
+        client.send(&large(client_id)[..30_000]).await;
+        begun.push(client);
+    }
+    // One who was read later is served: those before have what there is for large ones.
+    rig.client(Connect { client_id: "small", ..V311 }).await.ping().await;
+    let mut third = Client::open(rig.address).await;
+    third.send(&large("third")).await;
+    rig.client(Connect { client_id: "small", ..V311 }).await.ping().await;
+    assert!(third.packet().now_or_never().is_none(), "there was no room for its CONNECT");
+    begun.pop();
+    third.expect(&[0x20, 2, 0, 0]).await;
 }
 
 #[tokio::test]
