@@ -6,8 +6,8 @@
 //! none, and the books must know what is still on its way.
 //!
 //! A file is of one day (UTC) and is written on that day only; what was written longer ago than on the day before the
-//! next id comes is taken along into that day's, because the clock may have been set. So one whose day is over can be deleted whole, and is
-//! when it is older than `ingestion.ledger_keep`: the ledger shares its disk with the spool.
+//! next id comes is taken along into that day's, because the clock may have been set. So one whose day is over can be
+//! deleted whole, and is when it is older than `ingestion.ledger_keep`: the ledger shares its disk with the spool.
 //!
 //! Ids are written after their messages are durable and before they are acknowledged to the device. So an id that is
 //! missing in the sinks is a loss, and a message whose id the ledger has not (the process died between the two) is

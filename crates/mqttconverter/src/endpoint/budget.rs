@@ -41,6 +41,7 @@ impl Budget {
             messages: Semaphore::new(messages.min(Semaphore::MAX_PERMITS)),
             bytes: Semaphore::new(bytes),
             arriving: Arc::new(Semaphore::new(bytes)),
+            // Of the least budget, 1 MiB, this is one CONNECT of the greatest length, 128 KiB.
             connecting: Semaphore::new(bytes / 8),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,

@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Answers that wait for a client that does not read; beyond this nothing more is read from it.
 const MAX_OUTPUT_BYTES: usize = 4 * 1024;
 
-/// A large packet may take a second for each so many bytes, beside the stall timeout.
+/// A packet may take a second for each so many bytes that have come, beside the stall timeout.
 const LEAST_BYTES_PER_SECOND: usize = 1_024;
 
 /// The timer is never set closer than this, so that rounding cannot make it spin.
@@ -250,9 +250,9 @@ impl Connection {
     fn is_late(&self) -> bool {
         let now = Instant::now();
         let stall = self.shared.options.stall_timeout;
-        let is_slow = self.incomplete_since.is_some_and(|(since, bytes)| {
-            now.duration_since(since) >= stall + Duration::from_secs((bytes / LEAST_BYTES_PER_SECOND) as u64)
-        });
+        let earned = Duration::from_secs((self.wire.input.len() / LEAST_BYTES_PER_SECOND) as u64);
+        let is_slow =
+            self.incomplete_since.is_some_and(|(since, _)| now.duration_since(since) >= stall + earned);
         is_slow || self.keep_alive.is_some_and(|limit| now.duration_since(self.heard) >= limit)
     }
 }

@@ -9,12 +9,15 @@ use super::reply::{self, ConnackProperties};
 use super::session::Attachment;
 use super::shared::Shared;
 use super::wire::{Event, Wire};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 use tokio::sync::SemaphorePermit;
 
 /// Longest CONNECT, in bytes: it is read before anybody knows who sends it. A will of the greatest length fits.
 const MAX_CONNECT_BYTES: usize = 128 * 1024;
+
+/// Up to this many bytes a CONNECT is read without asking, as long as one from a device.
+const SMALL_CONNECT: usize = LEAST_READ_BYTES;
 
 /// Longest client identifier in bytes; it becomes an attribute of every message.
 const MAX_CLIENT_ID_BYTES: usize = 1_024;
@@ -81,9 +84,12 @@ async fn read_first_packet<'a>(
                 return Err(Failure::Silent("connect-too-large"));
             }
             if wire.input.len() >= header.packet {
-                return Ok((header, wire.input.split_to(header.packet).freeze(), permit));
+                let frame = wire.input.split_to(header.packet).freeze();
+                // What came behind it would keep all of it, without a permit.
+                wire.input = BytesMut::from(&wire.input[..]);
+                return Ok((header, frame, permit));
             }
-            if header.packet > LEAST_READ_BYTES && permit.is_none() {
+            if header.packet > SMALL_CONNECT && permit.is_none() {
                 let turn = shared.budget.connecting(header.packet).await;
                 permit = Some(turn.map_err(|_| Failure::Silent("shutting-down"))?);
             }

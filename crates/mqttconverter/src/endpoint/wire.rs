@@ -1,5 +1,6 @@
 //! The socket of one connection with its two buffers. Waiting on it loses nothing when it is abandoned.
 
+use super::budget::LEAST_READ_BYTES;
 use bytes::{Buf, BytesMut};
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -144,13 +145,15 @@ impl Wire {
     /// Writes the rest, closes our side and waits until the client has closed its own, at most for `limit`. Closing
     /// at once would make the kernel throw away our last packets if the client is still sending.
     pub(super) async fn finish(mut self, limit: Duration) {
+        // Whoever is kept waiting for its last words holds no more than they are.
+        self.input = BytesMut::new();
         let goodbye = async {
             poll_fn(|cx| self.poll_output(cx)).await?;
             poll_fn(|cx| self.stream.poll_shutdown(cx)).await?;
             let mut discarded = 0;
-            while discarded < DISCARD_BYTES && self.next(READ_BYTES).await? == Event::Read {
+            while discarded < DISCARD_BYTES && self.next(LEAST_READ_BYTES).await? == Event::Read {
                 discarded += self.input.len();
-                self.input.clear();
+                self.input = BytesMut::new();
             }
             io::Result::Ok(())
         };

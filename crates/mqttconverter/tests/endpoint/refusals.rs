@@ -146,6 +146,15 @@ async fn large_connects_of_nobody_known_take_turns_and_hold_up_no_small_one() {
 }
 
 #[tokio::test]
+async fn a_client_that_announces_a_large_packet_and_falls_silent_is_cut_off() {
+    let rig = Rig::with(|options| options.stall_timeout = std::time::Duration::from_millis(50)).await;
+    let mut client = rig.client(V5).await;
+    client.send(&publish(5, 1, "t", &[b'x'; 1_000_000])[..100]).await;
+    client.expect(&[0xE0, 1, 0x8D]).await;
+    client.expect_closed().await;
+}
+
+#[tokio::test]
 async fn a_client_that_never_reads_our_answers_is_cut_off() {
     let rig = Rig::with(|options| options.stall_timeout = std::time::Duration::from_millis(100)).await;
     let mut client = rig.client(V311).await;
