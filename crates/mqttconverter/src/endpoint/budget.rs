@@ -10,7 +10,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit
 pub(super) const SMALL_PACKET: usize = 16 * 1024;
 
 /// What a connection may always read at once: some messages of usual size.
-pub(super) const LEAST_READ_BYTES: usize = 4 * 1024;
+pub(super) const LEAST_READ_BYTES: usize = 3 * 1024;
 
 /// The most messages of one chunk: enough to share what a chunk shares, few enough to begin early.
 const CHUNK_MESSAGES: usize = 1_024;
@@ -45,7 +45,7 @@ impl Budget {
             connecting: Semaphore::new(bytes / 8),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
-            waiting_bytes: bytes / 64,
+            waiting_bytes: bytes / 128,
             waiting: AtomicUsize::new(0),
         }
     }

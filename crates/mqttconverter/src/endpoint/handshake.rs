@@ -17,7 +17,7 @@ use tokio::sync::SemaphorePermit;
 const MAX_CONNECT_BYTES: usize = 128 * 1024;
 
 /// Up to this many bytes a CONNECT is read without asking, as long as one from a device.
-const SMALL_CONNECT: usize = LEAST_READ_BYTES;
+const SMALL_CONNECT: usize = 4 * 1024;
 
 /// Longest client identifier in bytes; it becomes an attribute of every message.
 const MAX_CLIENT_ID_BYTES: usize = 1_024;
