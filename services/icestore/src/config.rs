@@ -49,7 +49,7 @@ impl Default for ArchiveConfig {
             compression: Compression::default(),
             location: icestore::default_locations(),
             batch: ArchiveBatchConfig::default(),
-            memory: ByteSize::from_mib(48),
+            memory: ByteSize::from_mib(32),
             max_in_flight: 200_000,
             max_attempts: 5,
         }

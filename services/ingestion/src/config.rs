@@ -60,7 +60,7 @@ impl Default for IngestionConfig {
             message_id: None,
             min_payload: ByteSize::from_bytes(0),
             max_in_flight: 20_000,
-            max_in_flight_bytes: ByteSize::from_mib(32),
+            max_in_flight_bytes: ByteSize::from_mib(16),
         }
     }
 }

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-/// Packets up to this many bytes are assembled without asking. Without a permit a connection holds no more than one
+/// Packets up to this many bytes are assembled without asking, and no packet but a PUBLISH may have more. Without a permit a connection holds no more than one
 /// such packet and what it read at once.
-pub(super) const SMALL_PACKET: usize = 16 * 1024;
+pub(super) const SMALL_PACKET: usize = 8 * 1024;
 
 /// What a connection may always read at once: some messages of usual size.
 pub(super) const LEAST_READ_BYTES: usize = 3 * 1024;
+
+/// What a will that waits costs beside itself: the task that waits.
+const DELAYED_BYTES: usize = 1_024;
 
 /// The most messages of one chunk: enough to share what a chunk shares, few enough to begin early.
 const CHUNK_MESSAGES: usize = 1_024;
@@ -26,12 +29,18 @@ pub(super) struct Budget {
     bytes: Semaphore,
     arriving: Arc<Semaphore>,
     connecting: Semaphore,
+    /// Of clients that are connected.
+    wills: Arc<Semaphore>,
+    /// Of clients that are gone, until the wills' delay is over.
+    delayed_wills: Arc<Semaphore>,
     chunk_messages: usize,
     chunk_bytes: usize,
     /// What the connections that wait for room should hold together.
     waiting_bytes: usize,
     /// Connections that hold what they have read and wait for room, in the pipeline or in their session.
     waiting: AtomicUsize,
+    /// Connections that wait to receive a large packet.
+    queued: AtomicUsize,
 }
 
 impl Budget {
@@ -43,10 +52,13 @@ impl Budget {
             arriving: Arc::new(Semaphore::new(bytes)),
             // Of the least budget, 1 MiB, this is one CONNECT of the greatest length, 128 KiB.
             connecting: Semaphore::new(bytes / 8),
+            wills: Arc::new(Semaphore::new(bytes / 2)),
+            delayed_wills: Arc::new(Semaphore::new(bytes)),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
             waiting_bytes: bytes / 128,
             waiting: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
         }
     }
 
@@ -91,13 +103,46 @@ impl Budget {
 
     /// Waits for room for a large packet of `bytes` while it arrives and until the pipeline takes it.
     pub(super) async fn arriving(self: &Arc<Self>, bytes: u32) -> Result<OwnedSemaphorePermit, AcquireError> {
+        if let Ok(permit) = Arc::clone(&self.arriving).try_acquire_many_owned(bytes) {
+            return Ok(permit);
+        }
         let _waits = self.begin_wait();
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        let _queued = Queued(Arc::clone(self));
         Arc::clone(&self.arriving).acquire_many_owned(bytes).await
+    }
+
+    /// Whether somebody waits to receive a large packet.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > 0
+    }
+
+    /// Room for the will of a client that connects, if there is any.
+    pub(super) fn will(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        try_take(&self.wills, bytes)
+    }
+
+    /// Room for a will that waits for its delay, if there is any.
+    pub(super) fn delayed_will(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        try_take(&self.delayed_wills, bytes + DELAYED_BYTES)
     }
 
     /// Waits for room for a large CONNECT of `bytes`.
     pub(super) async fn connecting(&self, bytes: usize) -> Result<SemaphorePermit<'_>, AcquireError> {
         self.connecting.acquire_many(u32::try_from(bytes).unwrap_or(u32::MAX)).await
+    }
+}
+
+fn try_take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(room).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
+}
+
+/// Counts in `queued`.
+struct Queued(Arc<Budget>);
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@
 mod ending;
 mod reading;
 
-use super::budget::Waits;
+use super::budget::{SMALL_PACKET, Waits};
 use super::handshake::Accepted;
 use super::intake::{Gate, Will};
 use super::reason::Reason;
@@ -15,6 +15,7 @@ use super::reply;
 use super::session::{Attachment, Standing};
 use super::shared::{Phase, Sender, Shared};
 use super::wire::{Event, Wire};
+pub(super) use ending::DelayedWill;
 use futures_util::FutureExt;
 use std::io;
 use std::pin::Pin;
@@ -28,6 +29,13 @@ const MAX_OUTPUT_BYTES: usize = 4 * 1024;
 
 /// A packet may take a second for each so many bytes that have come, beside the stall timeout.
 const LEAST_BYTES_PER_SECOND: usize = 1_024;
+
+/// The same while others wait to send a large packet: who is slow then makes room for them.
+const CROWDED_BYTES_PER_SECOND: usize = 64 * 1024;
+const CROWDED_STALL: Duration = Duration::from_secs(10);
+
+/// How often the clock is looked at while a large packet arrives.
+const LARGE_TICK: Duration = Duration::from_secs(1);
 
 /// The timer is never set closer than this, so that rounding cannot make it spin.
 const MIN_TICK: Duration = Duration::from_millis(10);
@@ -130,10 +138,10 @@ impl Connection {
         }
     }
 
-    /// Serves the client until its connection ends.
-    pub(super) async fn run(mut self) {
+    /// Serves the client until its connection ends. What is left to do then needs no connection.
+    pub(super) async fn run(mut self) -> Option<DelayedWill> {
         let end = self.serve().await;
-        self.conclude(end).await;
+        self.conclude(end).await
     }
 
     async fn serve(&mut self) -> End {
@@ -221,7 +229,9 @@ impl Connection {
     /// The timer is moved only when it has run out: that is once per interval instead of once per read.
     fn set_timer(&mut self) {
         let now = Instant::now();
-        let latest = now + self.shared.options.stall_timeout;
+        let is_large = self.incomplete_since.is_some_and(|(_, bytes)| bytes > SMALL_PACKET);
+        let stall = self.shared.options.stall_timeout;
+        let latest = now + if is_large { stall.min(LARGE_TICK) } else { stall };
         let next = if self.doubted {
             now
         } else {
@@ -250,9 +260,15 @@ impl Connection {
     fn is_late(&self) -> bool {
         let now = Instant::now();
         let stall = self.shared.options.stall_timeout;
-        let earned = Duration::from_secs((self.wire.input.len() / LEAST_BYTES_PER_SECOND) as u64);
-        let is_slow =
-            self.incomplete_since.is_some_and(|(since, _)| now.duration_since(since) >= stall + earned);
+        let is_slow = self.incomplete_since.is_some_and(|(since, bytes)| {
+            let (stall, rate) = if bytes > SMALL_PACKET && self.shared.budget.is_crowded() {
+                (stall.min(CROWDED_STALL), CROWDED_BYTES_PER_SECOND)
+            } else {
+                (stall, LEAST_BYTES_PER_SECOND)
+            };
+            let earned = Duration::from_secs((self.wire.input.len() / rate) as u64);
+            now.duration_since(since) >= stall + earned
+        });
         is_slow || self.keep_alive.is_some_and(|limit| now.duration_since(self.heard) >= limit)
     }
 }

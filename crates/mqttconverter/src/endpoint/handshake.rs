@@ -115,7 +115,10 @@ async fn accept(shared: &Shared, wire: &mut Wire, connect: &Connect<'_>) -> Resu
     let grant = shared.authenticator.check(connect.credentials).await?;
     let assigned = connect.client_id.is_empty().then(|| shared.ids.next_id().to_string());
     let client_id = assigned.as_deref().unwrap_or(connect.client_id);
-    let will = connect.will.as_ref().map(|will| Will::new(will, &grant, client_id)).transpose()?;
+    let mut will = connect.will.as_ref().map(|will| Will::new(will, &grant, client_id)).transpose()?;
+    if let Some(will) = &mut will {
+        will.room = Some(shared.budget.will(will.weight()).ok_or(Reason::QuotaExceeded)?);
+    }
     let expiry = session_expiry(connect, shared.options.max_session_expiry);
     let (attachment, present) = shared.sessions.attach(client_id, connect.clean)?;
     let attachment = remembered(shared, attachment, expiry).await?;

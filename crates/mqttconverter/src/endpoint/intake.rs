@@ -12,6 +12,7 @@ use bytes::Bytes;
 use hashbrown::DefaultHashBuilder;
 use messagepipeline::{Attributes, Delivery, Enrichment, Message, MessageId, Timestamp, Token};
 use std::hash::{BuildHasher, Hasher};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Topic aliases that a connection may use at once (announced in CONNACK).
 pub(super) const TOPIC_ALIASES: u16 = 16;
@@ -32,6 +33,9 @@ pub(super) enum Rejected {
 #[derive(Debug, Default)]
 pub(super) struct Aliases(Vec<Option<Box<str>>>);
 
+/// What the topics under all aliases of a connection may have together, in bytes: they stay as long as it does.
+const MAX_ALIASED_BYTES: usize = 8 * 1024;
+
 impl Aliases {
     /// The topic that `publish` means.
     fn resolve<'a>(&'a self, publish: &Publish<'a>) -> Result<&'a str, Rejected> {
@@ -48,12 +52,14 @@ impl Aliases {
         }
     }
 
-    fn keep(&mut self, publish: &Publish<'_>) {
-        let Some(alias) = publish.alias.filter(|_| !publish.topic.is_empty()) else { return };
+    fn keep(&mut self, publish: &Publish<'_>) -> Result<(), Rejected> {
+        let Some(alias) = publish.alias.filter(|_| !publish.topic.is_empty()) else { return Ok(()) };
         self.0.resize(usize::from(TOPIC_ALIASES), None);
         if let Some(entry) = self.0.get_mut(usize::from(alias).wrapping_sub(1)) {
             *entry = Some(publish.topic.into());
         }
+        let bytes: usize = self.0.iter().flatten().map(|topic| topic.len()).sum();
+        if bytes > MAX_ALIASED_BYTES { Err(Rejected::End(Reason::QuotaExceeded)) } else { Ok(()) }
     }
 }
 
@@ -162,7 +168,7 @@ impl Gate {
             1 => self.fingerprint(topic, publish.payload),
             _ => stable_fingerprint(topic, publish),
         };
-        self.aliases.keep(publish);
+        self.aliases.keep(publish)?;
         let message = new_message(frame.slice_ref(publish.payload), attributes, now);
         intake.add(message, publish, fingerprint);
         Ok(())
@@ -232,9 +238,16 @@ pub(super) struct Will {
     attributes: Attributes,
     /// Will Delay Interval in seconds.
     pub(super) delay: u32,
+    /// For what it takes.
+    pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
 impl Will {
+    /// In bytes.
+    pub(super) fn weight(&self) -> usize {
+        self.payload.len() + self.attributes.size()
+    }
+
     /// Checks the will as its publish would be checked.
     pub(super) fn new(request: &WillRequest<'_>, grant: &Grant, client_id: &str) -> Result<Self, Reason> {
         let is_utf8 = !request.properties.payload_is_utf8 || std::str::from_utf8(request.payload).is_ok();
@@ -250,7 +263,12 @@ impl Will {
             properties: request.properties,
         };
         let attributes = message::attributes(&info, request.user_properties());
-        Ok(Self { payload: Bytes::copy_from_slice(request.payload), attributes, delay: request.delay })
+        Ok(Self {
+            payload: Bytes::copy_from_slice(request.payload),
+            attributes,
+            delay: request.delay,
+            room: None,
+        })
     }
 
     pub(super) fn into_message(self, now: Timestamp) -> Message {

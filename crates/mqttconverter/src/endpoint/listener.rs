@@ -154,8 +154,12 @@ impl Visitor {
         drop(sender);
         shared.telemetry.connections.increment(1);
         let counted = (Counted(shared), place);
-        connection.run().await;
+        let will = connection.run().await;
+        // Who is gone holds no place, however late its will is due.
         drop(counted);
+        if let Some(will) = will {
+            Box::pin(will.publish_when_due()).await;
+        }
     }
 
     async fn receive(&self, stream: TcpStream) -> Option<Connection> {

@@ -76,6 +76,7 @@ impl Session {
         let state = State {
             window: Window::new(receive_maximum),
             epoch: 0,
+            began: 0,
             waker: None,
             failed: false,
             expiry: Duration::ZERO,
@@ -91,6 +92,8 @@ pub(super) struct State {
     pub(super) window: Window,
     /// Raised by every connection; an older connection sees that it was replaced.
     pub(super) epoch: u32,
+    /// The first connection of the session as it is now; what was before ended with it.
+    began: u32,
     /// Wakes the present connection, or the last one, which may wait for its client before it publishes a will.
     waker: Option<Arc<Notify>>,
     /// A message of the present connection failed downstream.
@@ -128,6 +131,17 @@ pub(super) enum Standing {
     TakenOver,
     /// The pipeline did not take a message, which must be sent again.
     Failed,
+}
+
+/// What became of a session after a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sequel {
+    /// Nothing yet.
+    None,
+    /// Its client came back to it.
+    Resumed,
+    /// Its client began a new one.
+    Ended,
 }
 
 /// A connection's hold on its session.
@@ -171,9 +185,16 @@ impl Attachment {
         }
     }
 
-    /// Whether no other connection has taken the session since.
-    pub(super) fn is_latest(&self) -> bool {
-        self.session.state.lock().epoch == self.epoch
+    /// What has become of the session since this connection.
+    pub(super) fn sequel(&self) -> Sequel {
+        let state = self.session.state.lock();
+        if state.epoch == self.epoch {
+            Sequel::None
+        } else if state.began.wrapping_sub(self.epoch).cast_signed() > 0 {
+            Sequel::Ended
+        } else {
+            Sequel::Resumed
+        }
     }
 }
 
@@ -328,6 +349,9 @@ impl Sessions {
             state.expiry = Duration::ZERO;
         }
         state.epoch = state.epoch.wrapping_add(1);
+        if !present {
+            state.began = state.epoch;
+        }
         state.failed = false;
         if !present
             && !state.window.exchanges().is_empty()

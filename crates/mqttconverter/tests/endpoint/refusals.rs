@@ -146,6 +146,62 @@ async fn large_connects_of_nobody_known_take_turns_and_hold_up_no_small_one() {
 }
 
 #[tokio::test]
+async fn wills_beyond_their_budget_are_refused_and_those_of_who_is_gone_make_room() {
+    let rig = Rig::with(|options| {
+        options.max_packet_bytes = 256 * 1024;
+        options.max_in_flight_bytes = 1 << 20;
+    })
+    .await;
+    let will = "x".repeat(60_000);
+    let mut clients = Vec::new();
+    for client_id in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        clients.push(rig.client(Connect { client_id, will: Some(("wills", &will)), ..V311 }).await);
+    }
+    let mut refused = Client::open(rig.address).await;
+    refused.send(&Connect { client_id: "i", will: Some(("wills", &will)), ..V311 }.bytes()).await;
+    refused.expect(&[0x20, 2, 0, 3]).await;
+    rig.client(Connect { client_id: "j", ..V311 }).await.ping().await;
+    let mut polite = clients.remove(0);
+    polite.send(&[0xE0, 0]).await;
+    polite.expect_closed().await;
+    rig.client(Connect { client_id: "i", will: Some(("wills", &will)), ..V311 }).await.ping().await;
+}
+
+#[tokio::test]
+async fn what_one_connection_would_keep_or_be_answered_without_bound_ends_it() {
+    let rig = Rig::new().await;
+    let mut subscribe = vec![0, 1, 0];
+    subscribe.extend(b"\0\x01a\0".repeat(3_000));
+    refused_by(&rig, &packet(0x82, &subscribe), 0x95).await;
+    let topic = "t".repeat(3_000);
+    let aliased = |alias: u8| publish_with(5, 0, &topic, &[0x23, 0, alias], b"");
+    refused_by(&rig, &[aliased(1), aliased(2), aliased(3)].concat(), 0x97).await;
+}
+
+#[tokio::test]
+async fn who_is_slow_with_a_large_packet_makes_room_when_others_wait() {
+    let mut rig = Rig::with(|options| {
+        options.max_packet_bytes = 256 * 1024;
+        options.max_in_flight_bytes = 1 << 20;
+        options.stall_timeout = std::time::Duration::from_millis(100);
+    })
+    .await;
+    let large = publish(4, 1, "t", &[b'x'; 240_000]);
+    let mut slow = Vec::new();
+    for client_id in ["a", "b", "c", "d"] {
+        let mut client = rig.client(Connect { client_id, ..V311 }).await;
+        // What has come would do for half a minute if nobody waited.
+        client.send(&[&[0xC0, 0], &large[..30_000]].concat()).await;
+        client.expect(&[0xD0, 0]).await;
+        slow.push(client);
+    }
+    let mut quick = rig.client(V311).await;
+    quick.send(&large).await;
+    rig.take(1).await.remove(0).1.ack();
+    quick.expect(&puback(1)).await;
+}
+
+#[tokio::test]
 async fn a_client_that_announces_a_large_packet_and_falls_silent_is_cut_off() {
     let rig = Rig::with(|options| options.stall_timeout = std::time::Duration::from_millis(50)).await;
     let mut client = rig.client(V5).await;

@@ -163,15 +163,65 @@ async fn a_will_with_a_delay_is_published_after_it() {
     assert!(begin.elapsed() >= std::time::Duration::from_secs(1), "never earlier, however slow the machine");
 }
 
+/// A CONNECT of MQTT 5 with a session for a day and a will for an hour after the connection.
+fn connect_with_delayed_will(client_id: &str, clean: bool) -> Vec<u8> {
+    let mut body = b"\x00\x04MQTT\x05".to_vec();
+    body.extend_from_slice(&[0x04 | u8::from(clean) << 1, 0, 0]);
+    body.extend_from_slice(b"\x05\x11\x00\x01\x51\x80\x00");
+    body.push(u8::try_from(client_id.len()).unwrap());
+    body.extend_from_slice(client_id.as_bytes());
+    body.extend_from_slice(b"\x05\x18\x00\x00\x0e\x10\x00\x04gone\x00\x01x");
+    packet(0x10, &body)
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_holds_no_place_until_its_will_is_due() {
+    let mut rig = Rig::with(|options| options.max_connections = 1).await;
+    for client_id in ["a", "b", "c"] {
+        // Until the endpoint has seen that the one before is gone, there is no place.
+        let enters = async {
+            loop {
+                let mut client = Client::open(rig.address).await;
+                client.send(&connect_with_delayed_will(client_id, true)).await;
+                if client.packet().await[3] == 0 {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, enters).await.expect("no place became free");
+    }
+    assert!(rig.is_quiet().await, "none of the wills was due");
+}
+
+#[tokio::test]
+async fn a_will_is_due_when_its_client_begins_a_new_session_and_is_not_when_it_comes_back_to_the_old_one() {
+    let mut rig = Rig::new().await;
+    for (clean, gone_before) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut former = Client::open(rig.address).await;
+        former.send(&connect_with_delayed_will("device", false)).await;
+        assert_eq!(former.packet().await[3], 0);
+        if gone_before {
+            drop(former);
+        }
+        let mut client = Client::open(rig.address).await;
+        client.send(&connect_with_delayed_will("device", clean)).await;
+        assert_eq!(client.packet().await[3], 0);
+        client.ping().await;
+        if clean {
+            assert_eq!(payloads(&rig.take(1).await), [b"x"]);
+        }
+        client.send(&[0xE0, 0]).await;
+        client.expect_closed().await;
+        assert!(rig.is_quiet().await);
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_comes_back_again_and_again_before_its_will_is_due_holds_no_places() {
     let mut rig = Rig::with(|options| options.max_connections = 4).await;
-    // Will Delay Interval an hour, Session Expiry Interval a day.
-    let mut body = b"\x00\x04MQTT\x05\x06\x00\x00\x05\x11\x00\x01\x51\x80\x00\x06delays".to_vec();
-    body.extend_from_slice(b"\x05\x18\x00\x00\x0e\x10\x00\x04gone\x00\x01x");
     for _ in 0..20 {
         let mut client = Client::open(rig.address).await;
-        client.send(&packet(0x10, &body)).await;
+        client.send(&connect_with_delayed_will("delays", false)).await;
         assert_eq!(client.packet().await[3], 0, "accepted");
         // A turn through the endpoint, in which the former connection finds that its client is back.
         client.ping().await;

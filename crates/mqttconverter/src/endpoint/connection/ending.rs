@@ -3,12 +3,13 @@
 use super::super::intake::Will;
 use super::super::reason::Reason;
 use super::super::reply;
-use super::super::session::Attachment;
+use super::super::session::{Attachment, Sequel};
 use super::super::shared::{Phase, Sender, Shared};
 use super::reading::deliver;
 use super::{Connection, End};
 use bytes::BytesMut;
 use messagepipeline::Delivery;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -16,8 +17,7 @@ use tokio::sync::watch;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Connection {
-    pub(super) async fn conclude(mut self, end: End) {
-        // What follows may take as long as a will's delay.
+    pub(super) async fn conclude(mut self, end: End) -> Option<DelayedWill> {
         (self.large, self.window_full) = (None, None);
         self.wire.input = BytesMut::new();
         self.report(end);
@@ -33,18 +33,25 @@ impl Connection {
         if let Err(error) = Box::pin(self.shared.forget_ended()).await {
             self.shared.store_failed(&error);
         }
-        let Self { shared, wire, attachment, sender, expiry, mut phase, .. } = self;
+        let Self { shared, wire, attachment, sender, expiry, phase, .. } = self;
         if end == End::Gone {
             drop(wire);
         } else {
             wire.finish(FAREWELL).await;
         }
-        if let (Some(will), Some(sender)) = (will, sender) {
-            let delay = Duration::from_secs(will.delay.into()).min(expiry);
-            if !comes_back(&attachment, delay, &mut phase).await {
-                publish_will(&shared, &sender, *will).await;
-            }
+        let (mut will, sender) = will.zip(sender)?;
+        let delay = Duration::from_secs(will.delay.into()).min(expiry);
+        if !delay.is_zero() && attachment.sequel() == Sequel::Resumed {
+            return None;
         }
+        // Where there is no room to wait in, early is better than never.
+        let room = (!delay.is_zero()).then(|| shared.budget.delayed_will(will.weight())).flatten();
+        if room.is_none() {
+            publish_will(&shared, &sender, *will).await;
+            return None;
+        }
+        will.room = room;
+        Some(DelayedWill { shared, sender, attachment, phase, will, delay })
     }
 
     /// A DISCONNECT may have changed how long the session is remembered.
@@ -75,21 +82,42 @@ impl Connection {
     }
 }
 
-/// Waits for the will's delay; whether the client came back meanwhile, or the endpoint stops.
-async fn comes_back(attachment: &Attachment, delay: Duration, phase: &mut watch::Receiver<Phase>) -> bool {
-    if delay.is_zero() {
-        return false;
-    }
-    let returned = async {
-        // Verdicts of what the connection left wake us, too.
-        while attachment.is_latest() {
-            attachment.woken.notified().await;
+/// The will of a client that is gone, and may come back before it is due.
+pub(in super::super) struct DelayedWill {
+    shared: Arc<Shared>,
+    sender: Sender,
+    attachment: Attachment,
+    phase: watch::Receiver<Phase>,
+    will: Box<Will>,
+    delay: Duration,
+}
+
+impl DelayedWill {
+    /// Publishes it when its delay is over or the session has ended before (MQTT 5, section 3.1.3.2.2), unless the client
+    /// comes back to the session or the endpoint stops.
+    pub(in super::super) async fn publish_when_due(mut self) {
+        if self.is_due().await {
+            publish_will(&self.shared, &self.sender, *self.will).await;
         }
-    };
-    tokio::select! {
-        () = tokio::time::sleep(delay) => !attachment.is_latest(),
-        () = returned => true,
-        _ = phase.wait_for(|phase| *phase != Phase::Open) => true,
+    }
+
+    async fn is_due(&mut self) -> bool {
+        let Self { attachment, phase, .. } = self;
+        let decided = async {
+            loop {
+                match attachment.sequel() {
+                    // Verdicts of what the connection left wake us, too.
+                    Sequel::None => attachment.woken.notified().await,
+                    sequel => return sequel == Sequel::Ended,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            is_due = decided => is_due,
+            () = tokio::time::sleep(self.delay) => true,
+            _ = phase.wait_for(|phase| *phase != Phase::Open) => false,
+        }
     }
 }
 

@@ -125,12 +125,18 @@ impl Connection {
         match FixedHeader::read(input) {
             Err(reason) => Err(Pause::End(End::Refused(reason))),
             Ok(None) => Err(Pause::Incomplete(None)),
-            Ok(Some(header)) if header.packet > self.shared.options.max_packet_bytes as usize => {
+            Ok(Some(header)) if header.packet > self.most(header) => {
                 Err(Pause::End(End::Refused(Reason::PacketTooLarge)))
             }
             Ok(Some(header)) if input.len() < header.packet => Err(Pause::Incomplete(Some(header.packet))),
             Ok(Some(header)) => Ok(header),
         }
+    }
+
+    /// How long a packet of this kind may be. The answer to a long SUBSCRIBE would be long, too.
+    fn most(&self, header: FixedHeader) -> usize {
+        let most = self.shared.options.max_packet_bytes as usize;
+        if header.first >> 4 == 3 { most } else { most.min(SMALL_PACKET) }
     }
 
     fn decode_packet(
@@ -326,6 +332,7 @@ impl Connection {
         self.wire.input = packet;
         self.heard = Instant::now();
         self.incomplete_since = Some((self.heard, bytes));
+        self.set_timer();
         while self.wire.input.len() < bytes {
             if let Some(pause) = self.interruption(bytes) {
                 return pause;
