@@ -73,6 +73,14 @@ enum Pause {
     End(End),
 }
 
+/// How much may be read at once.
+#[derive(Clone, Copy)]
+enum Most {
+    /// What the connections that wait for room leave ([`Budget::read_share`](super::budget::Budget::read_share)).
+    Share,
+    Bytes(usize),
+}
+
 /// See the module's documentation.
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -169,8 +177,7 @@ impl Connection {
                 Phase::Draining => self.sender = None,
                 Phase::Closing => return End::Refused(Reason::ShuttingDown),
             }
-            let most = if phase == Phase::Open { self.shared.budget.read_share() } else { 0 };
-            match self.wait(most).await {
+            match self.wait((phase == Phase::Open).then_some(Most::Share)).await {
                 Ok(Some(Event::Read)) => undecoded = true,
                 Ok(Some(Event::End)) => return End::Gone,
                 Ok(Some(Event::Written) | None) => {}
@@ -189,27 +196,33 @@ impl Connection {
         }
     }
 
-    /// Waits until something happens that the loop must look at; reads up to `most` bytes at once.
-    async fn wait(&mut self, most: usize) -> Result<Option<Event>, End> {
+    /// Waits until something happens that the loop must look at; reads at most so much at once, or nothing.
+    async fn wait(&mut self, most: Option<Most>) -> Result<Option<Event>, End> {
         let may_read = self.window_full.is_none() && self.wire.output.len() < MAX_OUTPUT_BYTES;
-        let most = if may_read { most } else { 0 };
-        if most > 0 && !self.reading {
+        let most = most.filter(|_| may_read);
+        if most.is_some() && !self.reading {
             // Silence that we did not listen to is not the client's.
             self.heard = Instant::now();
             if let Some((since, _)) = &mut self.incomplete_since {
                 *since = self.heard;
             }
         }
-        self.reading = most > 0;
+        self.reading = most.is_some();
+        let budget = &self.shared.budget;
+        let most = || match most {
+            None => 0,
+            Some(Most::Share) => budget.read_share(),
+            Some(Most::Bytes(bytes)) => bytes,
+        };
         tokio::select! {
-            event = self.wire.next(most) => {
+            event = self.wire.next_within(most) => {
                 self.note(Some(event))
             }
             () = self.attachment.woken.notified() => Ok(None),
             _ = self.phase.changed() => Ok(None),
             () = self.timer.as_mut() => {
                 // When the process was paused, the timer may come before what the client said meanwhile.
-                let waiting = self.wire.next(most).now_or_never();
+                let waiting = self.wire.next_within(most).now_or_never();
                 let event = self.note(waiting)?;
                 self.look_at_clock()?;
                 self.set_timer();

@@ -93,7 +93,12 @@ impl Wire {
 
     /// Writes what is to be written and reads up to `most` bytes, none if that is 0; answers when either has happened.
     pub(super) async fn next(&mut self, most: usize) -> io::Result<Event> {
-        poll_fn(|cx| self.poll_next(cx, most)).await
+        self.next_within(|| most).await
+    }
+
+    /// The same, with a bound that is looked up when there is something to read: that may be long after this is called.
+    pub(super) async fn next_within(&mut self, most: impl Fn() -> usize) -> io::Result<Event> {
+        poll_fn(|cx| self.poll_next(cx, most())).await
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<Event>> {
@@ -164,3 +169,26 @@ impl Wire {
 
 /// How much a client may still send to a connection that we have ended.
 const DISCARD_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use std::cell::Cell;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn how_much_is_read_is_asked_when_it_has_come() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut wire = Wire::new(Stream::Plain(listener.accept().await.unwrap().0));
+        let most = Cell::new(READ_BYTES);
+        let mut next = Box::pin(wire.next_within(|| most.get()));
+        assert!(next.as_mut().now_or_never().is_none());
+        most.set(10);
+        client.write_all(&[0; 100]).await.unwrap();
+        assert_eq!(next.await.unwrap(), Event::Read);
+        assert_eq!(wire.input.len(), 10);
+    }
+}

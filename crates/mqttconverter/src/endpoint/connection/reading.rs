@@ -8,7 +8,7 @@ use super::super::reply;
 use super::super::session::Session;
 use super::super::shared::{Phase, Sender, Shared};
 use super::super::wire::{Event, READ_BYTES};
-use super::{Connection, End, Pause};
+use super::{Connection, End, Most, Pause};
 use bytes::{Bytes, BytesMut};
 use messagepipeline::{Delivery, Settle, Settlement, Timestamp, Verdict};
 use std::pin::pin;
@@ -337,7 +337,8 @@ impl Connection {
             if let Some(pause) = self.interruption(bytes) {
                 return pause;
             }
-            match self.wait(READ_BYTES.min(bytes - self.wire.input.len())).await {
+            let most = READ_BYTES.min(bytes - self.wire.input.len());
+            match self.wait(Some(Most::Bytes(most))).await {
                 Ok(Some(Event::End)) => return Pause::End(End::Gone),
                 Ok(_) => {}
                 Err(end) => return Pause::End(end),
