@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-/// Packets up to this many bytes are assembled without asking, and no packet but a PUBLISH may have more. Without a permit a connection holds no more than one
-/// such packet and what it read at once.
+/// Packets up to this many bytes are assembled without asking, and no packet but a PUBLISH may have more. Without a
+/// permit a connection holds no more than one such packet and what it read at once.
 pub(super) const SMALL_PACKET: usize = 8 * 1024;
 
 /// What a connection may always read at once: some messages of usual size.
@@ -81,8 +81,13 @@ impl Budget {
 
     /// Counts a connection that holds what it has read and cannot hand it over, until what this gives is dropped.
     pub(super) fn begin_wait(self: &Arc<Self>) -> Waits {
+        self.count(false)
+    }
+
+    fn count(self: &Arc<Self>, is_queued: bool) -> Waits {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waits(Arc::clone(self))
+        self.queued.fetch_add(is_queued.into(), Ordering::Relaxed);
+        Waits { budget: Arc::clone(self), is_queued }
     }
 
     /// Waits for room. It is given back by [`Budget::release`], not by dropping something.
@@ -106,9 +111,7 @@ impl Budget {
         if let Ok(permit) = Arc::clone(&self.arriving).try_acquire_many_owned(bytes) {
             return Ok(permit);
         }
-        let _waits = self.begin_wait();
-        self.queued.fetch_add(1, Ordering::Relaxed);
-        let _queued = Queued(Arc::clone(self));
+        let _waits = self.count(true);
         Arc::clone(&self.arriving).acquire_many_owned(bytes).await
     }
 
@@ -137,22 +140,18 @@ fn try_take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit>
     Arc::clone(room).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
 }
 
-/// Counts in `queued`.
-struct Queued(Arc<Budget>);
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.0.queued.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// See [`Budget::begin_wait`].
 #[derive(Debug)]
-pub(super) struct Waits(Arc<Budget>);
+pub(super) struct Waits {
+    budget: Arc<Budget>,
+    /// For the room of a large packet.
+    is_queued: bool,
+}
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.budget.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.budget.queued.fetch_sub(self.is_queued.into(), Ordering::Relaxed);
     }
 }
 

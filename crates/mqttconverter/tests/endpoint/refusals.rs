@@ -122,11 +122,7 @@ async fn a_client_that_says_nothing_is_cut_off_at_the_connect_deadline() {
 
 #[tokio::test]
 async fn large_connects_of_nobody_known_take_turns_and_hold_up_no_small_one() {
-    let rig = Rig::with(|options| {
-        options.max_packet_bytes = 256 * 1024;
-        options.max_in_flight_bytes = 1 << 20;
-    })
-    .await;
+    let rig = Rig::tight(|_| {}).await;
     let will = "x".repeat(60_000);
     let large = |client_id| Connect { client_id, will: Some(("wills", &will)), ..V311 }.bytes();
     let mut begun = Vec::new();
@@ -147,11 +143,7 @@ async fn large_connects_of_nobody_known_take_turns_and_hold_up_no_small_one() {
 
 #[tokio::test]
 async fn wills_beyond_their_budget_are_refused_and_those_of_who_is_gone_make_room() {
-    let rig = Rig::with(|options| {
-        options.max_packet_bytes = 256 * 1024;
-        options.max_in_flight_bytes = 1 << 20;
-    })
-    .await;
+    let rig = Rig::tight(|_| {}).await;
     let will = "x".repeat(60_000);
     let mut clients = Vec::new();
     for client_id in ["a", "b", "c", "d", "e", "f", "g", "h"] {
@@ -180,19 +172,14 @@ async fn what_one_connection_would_keep_or_be_answered_without_bound_ends_it() {
 
 #[tokio::test]
 async fn who_is_slow_with_a_large_packet_makes_room_when_others_wait() {
-    let mut rig = Rig::with(|options| {
-        options.max_packet_bytes = 256 * 1024;
-        options.max_in_flight_bytes = 1 << 20;
-        options.stall_timeout = std::time::Duration::from_millis(100);
-    })
-    .await;
+    let mut rig = Rig::tight(|options| options.stall_timeout = std::time::Duration::from_millis(100)).await;
     let large = publish(4, 1, "t", &[b'x'; 240_000]);
     let mut slow = Vec::new();
     for client_id in ["a", "b", "c", "d"] {
         let mut client = rig.client(Connect { client_id, ..V311 }).await;
         // What has come would do for half a minute if nobody waited.
-        client.send(&[&[0xC0, 0], &large[..30_000]].concat()).await;
-        client.expect(&[0xD0, 0]).await;
+        client.send(&[&PINGREQ, &large[..30_000]].concat()).await;
+        client.expect(&PINGRESP).await;
         slow.push(client);
     }
     let mut quick = rig.client(V311).await;

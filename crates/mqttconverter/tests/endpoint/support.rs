@@ -28,6 +28,16 @@ impl Rig {
         Self::bind(None, change).await
     }
 
+    /// With the least budget: packets of 256 KiB, a MiB in flight.
+    pub(crate) async fn tight(change: impl FnOnce(&mut EndpointOptions)) -> Self {
+        Self::with(|options| {
+            options.max_packet_bytes = 256 * 1024;
+            options.max_in_flight_bytes = 1 << 20;
+            change(options);
+        })
+        .await
+    }
+
     /// An endpoint as the next process starts it on what `store` has.
     pub(crate) async fn on(store: &MemorySessions) -> Self {
         Self::bind(Some(store), |_| {}).await
