@@ -1,16 +1,29 @@
 //! The bound over all connections.
 
 use super::wire::READ_BYTES;
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
-/// Packets up to this many bytes are assembled without asking, and no packet but a PUBLISH may have more. Without a
-/// permit a connection holds no more than one such packet and what it read at once.
+/// Packets up to this many bytes are assembled without asking; only PUBLISH, SUBSCRIBE and UNSUBSCRIBE may have more.
+/// Without a permit a connection holds no more than one such packet and what it read at once.
 pub(super) const SMALL_PACKET: usize = 8 * 1024;
 
 /// What a connection may always read at once: some messages of usual size.
 pub(super) const LEAST_READ_BYTES: usize = 3 * 1024;
+
+/// Wills up to this many bytes are kept without asking: the number of connections bounds them.
+const SMALL_WILL: usize = 1_024;
+
+/// Who sends a large packet at less than this, in bytes a second, makes room when others wait for long.
+const SLOWEST: usize = 8 * 1_024;
+
+/// Who sends one at less than this makes room then, too, but one at a time.
+const SLOW: usize = 64 * 1_024;
 
 /// What a will that waits costs beside itself: the task that waits.
 const DELAYED_BYTES: usize = 1_024;
@@ -29,6 +42,7 @@ pub(super) struct Budget {
     bytes: Semaphore,
     arriving: Arc<Semaphore>,
     connecting: Semaphore,
+    queue: Mutex<Queue>,
     /// Of clients that are connected.
     wills: Arc<Semaphore>,
     /// Of clients that are gone, until the wills' delay is over.
@@ -39,8 +53,28 @@ pub(super) struct Budget {
     waiting_bytes: usize,
     /// Connections that hold what they have read and wait for room, in the pipeline or in their session.
     waiting: AtomicUsize,
-    /// Connections that wait to receive a large packet.
-    queued: AtomicUsize,
+}
+
+/// Who receives a large packet, and who waits to.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: usize,
+    /// Since when nobody of those has had a turn.
+    stuck_since: Option<Instant>,
+    /// Numbers of those that have room, in the order in which they got it.
+    holders: BTreeSet<u64>,
+    next: u64,
+}
+
+impl Queue {
+    fn is_stuck_for(&self, patience: Duration) -> bool {
+        self.stuck_since.is_some_and(|since| since.elapsed() >= patience)
+    }
+
+    /// The quarter that has been there for longest ends what it began, however many wait: so all do in the end.
+    fn is_old(&self, number: u64) -> bool {
+        self.holders.iter().take(self.holders.len().div_ceil(4)).any(|holder| *holder == number)
+    }
 }
 
 impl Budget {
@@ -58,7 +92,7 @@ impl Budget {
             chunk_bytes: bytes / 4,
             waiting_bytes: bytes / 128,
             waiting: AtomicUsize::new(0),
-            queued: AtomicUsize::new(0),
+            queue: Mutex::default(),
         }
     }
 
@@ -81,13 +115,8 @@ impl Budget {
 
     /// Counts a connection that holds what it has read and cannot hand it over, until what this gives is dropped.
     pub(super) fn begin_wait(self: &Arc<Self>) -> Waits {
-        self.count(false)
-    }
-
-    fn count(self: &Arc<Self>, is_queued: bool) -> Waits {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.queued.fetch_add(is_queued.into(), Ordering::Relaxed);
-        Waits { budget: Arc::clone(self), is_queued }
+        Waits(Arc::clone(self))
     }
 
     /// Waits for room. It is given back by [`Budget::release`], not by dropping something.
@@ -107,22 +136,26 @@ impl Budget {
     }
 
     /// Waits for room for a large packet of `bytes` while it arrives and until the pipeline takes it.
-    pub(super) async fn arriving(self: &Arc<Self>, bytes: u32) -> Result<OwnedSemaphorePermit, AcquireError> {
-        if let Ok(permit) = Arc::clone(&self.arriving).try_acquire_many_owned(bytes) {
-            return Ok(permit);
-        }
-        let _waits = self.count(true);
-        Arc::clone(&self.arriving).acquire_many_owned(bytes).await
-    }
-
-    /// Whether somebody waits to receive a large packet.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) > 0
+    pub(super) async fn arriving(self: &Arc<Self>, bytes: u32) -> Result<Arriving, AcquireError> {
+        let permit = match Arc::clone(&self.arriving).try_acquire_many_owned(bytes) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let _queued = Queued::new(self);
+                let permit = Arc::clone(&self.arriving).acquire_many_owned(bytes).await?;
+                self.queue.lock().stuck_since = Some(Instant::now());
+                permit
+            }
+        };
+        let mut queue = self.queue.lock();
+        let number = queue.next;
+        queue.next += 1;
+        queue.holders.insert(number);
+        Ok(Arriving { _permit: permit, budget: Arc::clone(self), number, since: Instant::now() })
     }
 
     /// Room for the will of a client that connects, if there is any.
     pub(super) fn will(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        try_take(&self.wills, bytes)
+        try_take(&self.wills, if bytes > SMALL_WILL { bytes } else { 0 })
     }
 
     /// Room for a will that waits for its delay, if there is any.
@@ -142,16 +175,66 @@ fn try_take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit>
 
 /// See [`Budget::begin_wait`].
 #[derive(Debug)]
-pub(super) struct Waits {
-    budget: Arc<Budget>,
-    /// For the room of a large packet.
-    is_queued: bool,
-}
+pub(super) struct Waits(Arc<Budget>);
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.budget.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.budget.queued.fetch_sub(self.is_queued.into(), Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Somebody who waits for the room of a large packet.
+struct Queued(Waits);
+
+impl Queued {
+    fn new(budget: &Arc<Budget>) -> Self {
+        let mut queue = budget.queue.lock();
+        queue.waiting += 1;
+        queue.stuck_since.get_or_insert_with(Instant::now);
+        Self(budget.begin_wait())
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        let mut queue = self.0.0.queue.lock();
+        queue.waiting -= 1;
+        if queue.waiting == 0 {
+            queue.stuck_since = None;
+        }
+    }
+}
+
+/// The room of a large packet; see [`Budget::arriving`].
+#[derive(Debug)]
+pub(super) struct Arriving {
+    _permit: OwnedSemaphorePermit,
+    budget: Arc<Budget>,
+    number: u64,
+    since: Instant,
+}
+
+impl Arriving {
+    /// Whether the packet, of which so many bytes have come, must make room for those that wait, because it comes slowly
+    /// and none of them has had a turn for as long as `patience`. With `for_good` its connection ends then, and another
+    /// makes room only if that has not helped, unless it is one of the slowest.
+    pub(super) fn must_yield(&self, received: usize, patience: Duration, for_good: bool) -> bool {
+        let seconds = self.since.elapsed().as_secs_f64();
+        let is_slower_than = |rate: usize| (received as f64) < rate as f64 * seconds;
+        let mut queue = self.budget.queue.lock();
+        if !is_slower_than(SLOW) || !queue.is_stuck_for(patience) || queue.is_old(self.number) {
+            return false;
+        }
+        if for_good && !is_slower_than(SLOWEST) {
+            queue.stuck_since = Some(Instant::now());
+        }
+        true
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.budget.queue.lock().holders.remove(&self.number);
     }
 }
 
@@ -159,6 +242,9 @@ impl Drop for Waits {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+    use tokio::time::advance;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
     fn the_more_connections_wait_for_room_the_less_the_others_read() {
@@ -177,5 +263,33 @@ mod tests {
         assert!(held < 16 << 20, "{held} bytes wait beside the 32 MiB");
         waiting.clear();
         assert_eq!(budget.read_share(), READ_BYTES, "who gave up waits no more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_makes_room_for_large_packets_that_wait_one_at_a_time_and_the_oldest_last() {
+        let budget = Arc::new(Budget::new(1, 8));
+        let mut holders = Vec::new();
+        for _ in 0..8 {
+            holders.push(budget.arriving(1).await.unwrap());
+        }
+        let received = |seconds: usize| 30_000 * seconds;
+        let mut yielding = |seconds, for_good| {
+            let must = |holder: &Arriving| holder.must_yield(received(seconds), PATIENCE, for_good);
+            holders.iter().map(must).collect::<Vec<_>>()
+        };
+        advance(PATIENCE).await;
+        assert_eq!(yielding(10, true), [false; 8], "nobody waits");
+        let mut waiting = Box::pin(budget.arriving(1));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(yielding(10, true), [false; 8], "nobody has waited for long");
+        advance(PATIENCE).await;
+        let young = [false, false, true, true, true, true, true, true];
+        assert_eq!(yielding(20, false), young);
+        assert_eq!(yielding(20, true), [false, false, true, false, false, false, false, false]);
+        assert_eq!(yielding(20, true), [false; 8], "whether that has helped is not known yet");
+        advance(PATIENCE).await;
+        assert_eq!(yielding(3, true), young, "who is slowest goes at once");
+        drop(waiting);
+        assert_eq!(yielding(3, true), [false; 8], "nobody waits any more");
     }
 }

@@ -7,7 +7,7 @@
 mod ending;
 mod reading;
 
-use super::budget::{SMALL_PACKET, Waits};
+use super::budget::{Arriving, SMALL_PACKET, Waits};
 use super::handshake::Accepted;
 use super::intake::{Gate, Will};
 use super::reason::Reason;
@@ -21,7 +21,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Answers that wait for a client that does not read; beyond this nothing more is read from it.
@@ -30,9 +30,8 @@ const MAX_OUTPUT_BYTES: usize = 4 * 1024;
 /// A packet may take a second for each so many bytes that have come, beside the stall timeout.
 const LEAST_BYTES_PER_SECOND: usize = 1_024;
 
-/// The same while others wait to send a large packet: who is slow then makes room for them.
-const CROWDED_BYTES_PER_SECOND: usize = 64 * 1024;
-const CROWDED_STALL: Duration = Duration::from_secs(10);
+/// How long others wait to send a large packet until who is slow makes room for them.
+const CROWDED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often the clock is looked at while a large packet arrives.
 const LARGE_TICK: Duration = Duration::from_secs(1);
@@ -106,7 +105,7 @@ pub(super) struct Connection {
     /// Present while the session's window is full.
     window_full: Option<Waits>,
     /// For the large packet in the input, until the pipeline has it.
-    large: Option<OwnedSemaphorePermit>,
+    large: Option<Arriving>,
     /// The socket failed; what was read is still handed over.
     broken: bool,
 }
@@ -218,7 +217,7 @@ impl Connection {
             event = self.wire.next_within(most) => {
                 self.note(Some(event))
             }
-            () = self.attachment.woken.notified() => Ok(None),
+            () = self.attachment.woken() => Ok(None),
             _ = self.phase.changed() => Ok(None),
             () = self.timer.as_mut() => {
                 // When the process was paused, the timer may come before what the client said meanwhile.
@@ -261,7 +260,8 @@ impl Connection {
         if self.wire.stalled_for() >= self.shared.options.stall_timeout {
             return Err(End::Gone);
         }
-        let is_late = self.reading && self.is_late();
+        // Also one that is not read, because its client does not read our answers, holds room that others wait for.
+        let is_late = self.reading && self.is_late() || self.must_yield();
         if is_late && self.doubted {
             return Err(End::Refused(Reason::KeepAliveTimeout));
         }
@@ -273,15 +273,17 @@ impl Connection {
     fn is_late(&self) -> bool {
         let now = Instant::now();
         let stall = self.shared.options.stall_timeout;
-        let is_slow = self.incomplete_since.is_some_and(|(since, bytes)| {
-            let (stall, rate) = if bytes > SMALL_PACKET && self.shared.budget.is_crowded() {
-                (stall.min(CROWDED_STALL), CROWDED_BYTES_PER_SECOND)
-            } else {
-                (stall, LEAST_BYTES_PER_SECOND)
-            };
-            let earned = Duration::from_secs((self.wire.input.len() / rate) as u64);
+        let is_slow = self.incomplete_since.is_some_and(|(since, _)| {
+            let earned = Duration::from_secs((self.wire.input.len() / LEAST_BYTES_PER_SECOND) as u64);
             now.duration_since(since) >= stall + earned
         });
         is_slow || self.keep_alive.is_some_and(|limit| now.duration_since(self.heard) >= limit)
+    }
+
+    /// Whether a large packet that arrives must make room for those that wait.
+    fn must_yield(&self) -> bool {
+        let arriving = self.large.as_ref().filter(|_| self.incomplete_since.is_some());
+        let patience = CROWDED_PATIENCE.min(self.shared.options.stall_timeout);
+        arriving.is_some_and(|arriving| arriving.must_yield(self.wire.input.len(), patience, self.doubted))
     }
 }

@@ -140,7 +140,7 @@ async fn remembered(shared: &Shared, attachment: Attachment, expiry: Duration) -
     let mut admission = Admission { shared, attachment: Some(attachment) };
     if let Some(attachment) = &admission.attachment {
         shared.remember(attachment, expiry).await?;
-        attachment.set_expiry(expiry);
+        attachment.admit(expiry);
     }
     admission.attachment.take().ok_or(Reason::ServerUnavailable)
 }

@@ -40,24 +40,26 @@ impl Aliases {
     /// The topic that `publish` means.
     fn resolve<'a>(&'a self, publish: &Publish<'a>) -> Result<&'a str, Rejected> {
         match publish.alias {
-            Some(alias) if alias == 0 || alias > TOPIC_ALIASES => {
-                Err(Rejected::End(Reason::TopicAliasInvalid))
-            }
             Some(alias) if publish.topic.is_empty() => self
                 .0
-                .get(usize::from(alias) - 1)
+                .get(usize::from(alias).wrapping_sub(1))
                 .and_then(Option::as_deref)
                 .ok_or(Rejected::End(Reason::ProtocolError)),
             _ => Ok(publish.topic),
         }
     }
 
+    /// Notes the alias of `publish`, whatever becomes of its message: what comes under it later means this topic.
     fn keep(&mut self, publish: &Publish<'_>) -> Result<(), Rejected> {
-        let Some(alias) = publish.alias.filter(|_| !publish.topic.is_empty()) else { return Ok(()) };
-        self.0.resize(usize::from(TOPIC_ALIASES), None);
-        if let Some(entry) = self.0.get_mut(usize::from(alias).wrapping_sub(1)) {
-            *entry = Some(publish.topic.into());
+        let Some(alias) = publish.alias else { return Ok(()) };
+        if alias == 0 || alias > TOPIC_ALIASES {
+            return Err(Rejected::End(Reason::TopicAliasInvalid));
         }
+        if publish.topic.is_empty() {
+            return Ok(());
+        }
+        self.0.resize(usize::from(TOPIC_ALIASES), None);
+        self.0[usize::from(alias) - 1] = Some(publish.topic.into());
         let bytes: usize = self.0.iter().flatten().map(|topic| topic.len()).sum();
         if bytes > MAX_ALIASED_BYTES { Err(Rejected::End(Reason::QuotaExceeded)) } else { Ok(()) }
     }
@@ -151,6 +153,7 @@ impl Gate {
         now: Timestamp,
         intake: &mut Intake,
     ) -> Result<(), Rejected> {
+        self.aliases.keep(publish)?;
         let topic = self.judge(publish)?;
         let info = PublishInfo {
             topic,
@@ -168,7 +171,6 @@ impl Gate {
             1 => self.fingerprint(topic, publish.payload),
             _ => stable_fingerprint(topic, publish),
         };
-        self.aliases.keep(publish)?;
         let message = new_message(frame.slice_ref(publish.payload), attributes, now);
         intake.add(message, publish, fingerprint);
         Ok(())
@@ -238,7 +240,7 @@ pub(super) struct Will {
     attributes: Attributes,
     /// Will Delay Interval in seconds.
     pub(super) delay: u32,
-    /// For what it takes.
+    /// For what it takes, until the pipeline has it.
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 

@@ -13,8 +13,8 @@ use hashbrown::hash_map::EntryRef;
 use messagepipeline::{Settle, Settlement, Token};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -76,8 +76,9 @@ impl Session {
         let state = State {
             window: Window::new(receive_maximum),
             epoch: 0,
-            began: 0,
-            waker: None,
+            bond: None,
+            is_admitted: false,
+            former: None,
             failed: false,
             expiry: Duration::ZERO,
             detached: None,
@@ -92,10 +93,12 @@ pub(super) struct State {
     pub(super) window: Window,
     /// Raised by every connection; an older connection sees that it was replaced.
     pub(super) epoch: u32,
-    /// The first connection of the session as it is now; what was before ended with it.
-    began: u32,
-    /// Wakes the present connection, or the last one, which may wait for its client before it publishes a will.
-    waker: Option<Arc<Notify>>,
+    /// With the present connection, or the last one, which may wait for its client before it publishes a will.
+    bond: Option<Arc<Bond>>,
+    /// That connection's CONNECT was accepted.
+    is_admitted: bool,
+    /// With the connection before it, until it is known whether its client is back: its CONNECT may yet be refused.
+    former: Option<Arc<Bond>>,
     /// A message of the present connection failed downstream.
     failed: bool,
     /// How long it is remembered after the present connection, or was to be after the last one.
@@ -105,6 +108,24 @@ pub(super) struct State {
     forgotten: bool,
     /// Present if the session outlives this process.
     pub(super) kept: Option<Kept>,
+}
+
+impl State {
+    /// The bond of another connection, whose session is a new one or the one there was.
+    fn succeed(&mut self, is_new: bool) -> Arc<Bond> {
+        let bond = Arc::<Bond>::default();
+        if let Some(last) = self.bond.replace(Arc::clone(&bond)) {
+            last.woken.notify_one();
+            if self.is_admitted {
+                self.former = Some(last);
+            }
+        }
+        self.is_admitted = false;
+        if is_new && let Some(former) = self.former.take() {
+            former.tell(Sequel::Ended);
+        }
+        bond
+    }
 }
 
 /// A session without a connection.
@@ -136,20 +157,33 @@ pub(super) enum Standing {
 /// What became of a session after a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sequel {
-    /// Nothing yet.
-    None,
     /// Its client came back to it.
     Resumed,
-    /// Its client began a new one.
+    /// Its client began a new one, or it was forgotten.
     Ended,
+}
+
+/// What a session tells a connection, also one that has ended.
+#[derive(Debug, Default)]
+struct Bond {
+    woken: Notify,
+    /// The first there was.
+    sequel: OnceLock<Sequel>,
+}
+
+impl Bond {
+    fn tell(&self, sequel: Sequel) {
+        // Only the first counts.
+        let _ = self.sequel.set(sequel);
+        self.woken.notify_one();
+    }
 }
 
 /// A connection's hold on its session.
 pub(super) struct Attachment {
     pub(super) session: Arc<Session>,
     pub(super) epoch: u32,
-    /// Something happened: verdicts, or another connection took the session over.
-    pub(super) woken: Arc<Notify>,
+    bond: Arc<Bond>,
 }
 
 impl Attachment {
@@ -177,6 +211,23 @@ impl Attachment {
         if state.failed { Standing::Failed } else { Standing::Good }
     }
 
+    /// Until something happens: verdicts, another connection, or the session's end.
+    pub(super) async fn woken(&self) {
+        self.bond.woken.notified().await;
+    }
+
+    /// The CONNECT is accepted: its client is back. The session is to be remembered for `expiry` after it.
+    pub(super) fn admit(&self, expiry: Duration) {
+        let mut state = self.session.state.lock();
+        if state.epoch == self.epoch {
+            state.expiry = expiry;
+            state.is_admitted = true;
+            if let Some(former) = state.former.take() {
+                former.tell(Sequel::Resumed);
+            }
+        }
+    }
+
     /// The session is to be remembered for `expiry` after this connection.
     pub(super) fn set_expiry(&self, expiry: Duration) {
         let mut state = self.session.state.lock();
@@ -185,16 +236,9 @@ impl Attachment {
         }
     }
 
-    /// What has become of the session since this connection.
-    pub(super) fn sequel(&self) -> Sequel {
-        let state = self.session.state.lock();
-        if state.epoch == self.epoch {
-            Sequel::None
-        } else if state.began.wrapping_sub(self.epoch).cast_signed() > 0 {
-            Sequel::Ended
-        } else {
-            Sequel::Resumed
-        }
+    /// What became of the session after this connection, once that is known.
+    pub(super) fn sequel(&self) -> Option<Sequel> {
+        self.bond.sequel.get().copied()
     }
 }
 
@@ -325,7 +369,7 @@ impl Sessions {
     }
 
     /// Gives the session of `client_id` to a new connection, and takes it from an older one. The second answer is
-    /// the Session Present flag. Until [`Attachment::set_expiry`] a session that was there keeps its expiry, and a new
+    /// the Session Present flag. Until [`Attachment::admit`] a session that was there keeps its expiry, and a new
     /// one has none, so that a CONNECT that is refused changes nothing and leaves nothing.
     pub(super) fn attach(&self, client_id: &str, clean: bool) -> Result<(Attachment, bool), Reason> {
         let mut by_client = self.by_client.lock();
@@ -334,7 +378,6 @@ impl Sessions {
             Some(session) => (session, true),
             None => (self.add(&mut by_client, client_id)?, false),
         };
-        let woken = Arc::new(Notify::new());
         let mut state = session.state.lock();
         let is_alive = match state.detached.take() {
             Some(detached) => {
@@ -349,9 +392,6 @@ impl Sessions {
             state.expiry = Duration::ZERO;
         }
         state.epoch = state.epoch.wrapping_add(1);
-        if !present {
-            state.began = state.epoch;
-        }
         state.failed = false;
         if !present
             && !state.window.exchanges().is_empty()
@@ -362,17 +402,15 @@ impl Sessions {
         let held = state.window.exchanges().len();
         state.window.attach(!present);
         self.recount(held, &mut state.window);
-        if let Some(former) = state.waker.replace(Arc::clone(&woken)) {
-            former.notify_one();
-        }
+        let bond = state.succeed(!present);
         let epoch = state.epoch;
         drop(state);
-        Ok((Attachment { session, epoch, woken }, present))
+        Ok((Attachment { session, epoch, bond }, present))
     }
 
     /// The session that no client identifier leads to, for wills: they outlive the session of their client.
     pub(super) fn nameless(&self) -> Attachment {
-        Attachment { session: Arc::clone(&self.nameless), epoch: 0, woken: Arc::new(Notify::new()) }
+        Attachment { session: Arc::clone(&self.nameless), epoch: 0, bond: Arc::default() }
     }
 
     fn add(&self, by_client: &mut ByClient, client_id: &str) -> Result<Arc<Session>, Reason> {
@@ -454,6 +492,9 @@ impl Sessions {
 
     fn forget(&self, session: &Session, state: &mut State) {
         state.forgotten = true;
+        for bond in state.former.take().iter().chain(&state.bond) {
+            bond.tell(Sequel::Ended);
+        }
         if let Some(kept) = state.kept.take() {
             self.ended.lock().insert(Arc::clone(&session.client_id), kept.key);
         }
@@ -497,8 +538,8 @@ impl Sessions {
             wake |= settled.reply_ready || settled.failed;
         }
         wake |= messages > 0 && state.window.waits_for_room;
-        if wake && let Some(waker) = &state.waker {
-            waker.notify_one();
+        if wake && let Some(bond) = &state.bond {
+            bond.woken.notify_one();
         }
         if state.forgotten && state.window.in_pipeline() == 0 {
             self.free(place);

@@ -31,6 +31,11 @@ async fn a_subscription_is_refused_and_the_connection_stays() {
     client.send(&packet(0xA2, b"\x00\x08\x00\x00\x01a")).await;
     client.expect(&[0xB0, 4, 0, 8, 0, 0x11]).await;
     client.ping().await;
+    // As gateways do that want commands for each of their devices.
+    let filter = [&[0, 100], &[b'a'; 100][..], &[1]].concat();
+    client.send(&packet(0x82, &[b"\x00\x07\x00", &filter.repeat(200)[..]].concat())).await;
+    assert_eq!(client.packet().await.len(), 206);
+    client.ping().await;
 }
 
 #[tokio::test]
@@ -75,6 +80,23 @@ async fn a_publish_refused_for_good_gets_its_code_in_order_and_the_connection_st
     client.expect(&[0x40, 3, 0, 3, 0x99]).await;
     messages.remove(0).1.ack();
     client.expect(&puback(4)).await;
+}
+
+#[tokio::test]
+async fn a_topic_alias_means_its_last_topic_though_the_publish_that_set_it_was_refused() {
+    let mut rig = Rig::new().await;
+    let mut client = rig.client(V5).await;
+    let packets = [
+        publish_with(5, 1, "before", b"\x23\x00\x01", b""),
+        publish_with(5, 2, "after", b"\x23\x00\x01\x01\x01", b"\xff"),
+        publish_with(5, 3, "", b"\x23\x00\x01", b"x"),
+        publish_with(5, 4, "new", b"\x23\x00\x02\x01\x01", b"\xff"),
+        publish_with(5, 5, "", b"\x23\x00\x02", b"x"),
+    ];
+    client.send(&packets.concat()).await;
+    let taken = rig.take(3).await;
+    let topics: Vec<_> = taken.iter().map(|(message, _)| message.attributes.get("mqtt_topic")).collect();
+    assert_eq!(topics, [Some("before"), Some("after"), Some("new")]);
 }
 
 #[tokio::test]
@@ -153,9 +175,36 @@ async fn wills_beyond_their_budget_are_refused_and_those_of_who_is_gone_make_roo
     refused.send(&Connect { client_id: "i", will: Some(("wills", &will)), ..V311 }.bytes()).await;
     refused.expect(&[0x20, 2, 0, 3]).await;
     rig.client(Connect { client_id: "j", ..V311 }).await.ping().await;
+    rig.client(Connect { client_id: "k", will: Some(("wills", "gone")), ..V311 }).await.ping().await;
     let mut polite = clients.remove(0);
     polite.send(&[0xE0, 0]).await;
     polite.expect_closed().await;
+    rig.client(Connect { client_id: "i", will: Some(("wills", &will)), ..V311 }).await.ping().await;
+}
+
+#[tokio::test]
+async fn a_will_keeps_its_room_until_the_pipeline_has_it() {
+    let mut rig = Rig::tight(|options| options.max_in_flight_messages = 1).await;
+    let will = "x".repeat(60_000);
+    let mut first = rig.client(V311).await;
+    first.send(&publish(4, 1, "t", b"x")).await;
+    let held = rig.take(1).await;
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    for client_id in names {
+        rig.client(Connect { client_id, will: Some(("wills", &will)), ..V311 }).await.ping().await;
+    }
+    // All of them are gone without a word, and their wills wait.
+    let connect = Connect { client_id: "i", will: Some(("wills", &will)), ..V311 }.bytes();
+    for _ in 0..20 {
+        let mut refused = Client::open(rig.address).await;
+        refused.send(&connect).await;
+        refused.expect(&[0x20, 2, 0, 3]).await;
+        refused.expect_closed().await;
+    }
+    held.into_iter().for_each(|(_, ack)| ack.ack());
+    for _ in names {
+        rig.take(1).await.remove(0).1.ack();
+    }
     rig.client(Connect { client_id: "i", will: Some(("wills", &will)), ..V311 }).await.ping().await;
 }
 
@@ -164,6 +213,8 @@ async fn what_one_connection_would_keep_or_be_answered_without_bound_ends_it() {
     let rig = Rig::new().await;
     let mut subscribe = vec![0, 1, 0];
     subscribe.extend(b"\0\x01a\0".repeat(3_000));
+    refused_by(&rig, &packet(0x82, &subscribe), 0x97).await;
+    subscribe.extend(vec![0; 70_000]);
     refused_by(&rig, &packet(0x82, &subscribe), 0x95).await;
     let topic = "t".repeat(3_000);
     let aliased = |alias: u8| publish_with(5, 0, &topic, &[0x23, 0, alias], b"");

@@ -1,5 +1,6 @@
 use crate::support::*;
 use messagepipeline::names;
+use testkit::session_suite::MemorySessions;
 
 const KEPT: Connect<'static> = Connect { clean: false, expiry: 60, ..V5 };
 
@@ -163,6 +164,22 @@ async fn a_will_with_a_delay_is_published_after_it() {
     assert!(begin.elapsed() >= std::time::Duration::from_secs(1), "never earlier, however slow the machine");
 }
 
+#[tokio::test]
+async fn a_connect_that_is_refused_takes_back_no_will() {
+    let store = MemorySessions::default();
+    let mut rig = Rig::on(&store).await;
+    let mut body = b"\x00\x04MQTT\x05\x04\x00\x00\x05\x11\x00\x00\x00\x3c\x00\x06delays".to_vec();
+    body.extend_from_slice(b"\x05\x18\x00\x00\x00\x01\x00\x04gone\x00\x01x");
+    let mut client = Client::open(rig.address).await;
+    client.send(&packet(0x10, &body)).await;
+    assert_eq!(client.packet().await[3], 0);
+    store.fail(true);
+    let mut refused = Client::open(rig.address).await;
+    refused.send(&Connect { client_id: "delays", clean: false, expiry: 90, ..V5 }.bytes()).await;
+    refused.expect(&[0x20, 3, 0, 0x88, 0]).await;
+    assert_eq!(payloads(&rig.take(1).await), [b"x"]);
+}
+
 /// A CONNECT of MQTT 5 with a session for a day and a will for an hour after the connection.
 fn connect_with_delayed_will(client_id: &str, clean: bool) -> Vec<u8> {
     let mut body = b"\x00\x04MQTT\x05".to_vec();
@@ -189,8 +206,12 @@ async fn a_client_that_is_gone_holds_no_place_until_its_will_is_due() {
             }
         };
         tokio::time::timeout(PATIENCE, enters).await.expect("no place became free");
+        if client_id != "c" {
+            assert!(rig.is_quiet().await, "none of the wills was due");
+        }
     }
-    assert!(rig.is_quiet().await, "none of the wills was due");
+    // There are as many sessions as places. The first one has ended, and with it the wait for its will.
+    assert_eq!(rig.next().await[0].0.payload, "x");
 }
 
 #[tokio::test]

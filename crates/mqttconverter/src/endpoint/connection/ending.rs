@@ -41,7 +41,7 @@ impl Connection {
         }
         let (mut will, sender) = will.zip(sender)?;
         let delay = Duration::from_secs(will.delay.into()).min(expiry);
-        if !delay.is_zero() && attachment.sequel() == Sequel::Resumed {
+        if !delay.is_zero() && attachment.sequel() == Some(Sequel::Resumed) {
             return None;
         }
         // Where there is no room to wait in, early is better than never.
@@ -107,8 +107,8 @@ impl DelayedWill {
             loop {
                 match attachment.sequel() {
                     // Verdicts of what the connection left wake us, too.
-                    Sequel::None => attachment.woken.notified().await,
-                    sequel => return sequel == Sequel::Ended,
+                    None => attachment.woken().await,
+                    Some(sequel) => return sequel == Sequel::Ended,
                 }
             }
         };
@@ -121,7 +121,8 @@ impl DelayedWill {
     }
 }
 
-async fn publish_will(shared: &Shared, sender: &Sender, will: Will) {
+async fn publish_will(shared: &Shared, sender: &Sender, mut will: Will) {
+    let _room = will.room.take();
     let message = will.into_message(shared.now());
     let weight = message.weight();
     let stored_weight = u32::try_from(weight).unwrap_or(u32::MAX);

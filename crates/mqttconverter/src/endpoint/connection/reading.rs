@@ -1,6 +1,6 @@
 //! From the bytes of a connection to a chunk in the channel.
 
-use super::super::budget::SMALL_PACKET;
+use super::super::budget::{Arriving, SMALL_PACKET};
 use super::super::intake::{Changes, Intake, Registered, Rejected};
 use super::super::packet::{Disconnect, FixedHeader, Packet, Publish, Version};
 use super::super::reason::Reason;
@@ -14,11 +14,15 @@ use messagepipeline::{Delivery, Settle, Settlement, Timestamp, Verdict};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 /// Longest part of a refused topic in the log, in bytes.
 const LONGEST_SHOWN_TOPIC: usize = 200;
+
+/// Longest SUBSCRIBE or UNSUBSCRIBE, in bytes, and the topic filters that one may name. All are refused; a client that
+/// names some hundred of them as it begins, as gateways do, shall come to publish all the same.
+const MAX_SUBSCRIBE_BYTES: usize = 64 * 1024;
+const MAX_FILTERS: usize = 1_024;
 
 /// How much one chunk may take.
 struct Room {
@@ -133,10 +137,14 @@ impl Connection {
         }
     }
 
-    /// How long a packet of this kind may be. The answer to a long SUBSCRIBE would be long, too.
+    /// How long a packet of this kind may be.
     fn most(&self, header: FixedHeader) -> usize {
         let most = self.shared.options.max_packet_bytes as usize;
-        if header.first >> 4 == 3 { most } else { most.min(SMALL_PACKET) }
+        match header.first >> 4 {
+            3 => most,
+            8 | 10 => most.min(MAX_SUBSCRIBE_BYTES),
+            _ => most.min(SMALL_PACKET),
+        }
     }
 
     fn decode_packet(
@@ -150,6 +158,12 @@ impl Connection {
         match Packet::read(version, header, frame).map_err(End::Refused)? {
             Packet::Publish(publish) => return self.decode_publish(&publish, frame, intake, now),
             Packet::Release { packet_id } => intake.release(packet_id),
+            // Their answer would be as long.
+            Packet::Subscribe { filters, .. } | Packet::Unsubscribe { filters, .. }
+                if filters > MAX_FILTERS =>
+            {
+                return Err(End::Refused(Reason::QuotaExceeded));
+            }
             Packet::Subscribe { packet_id, filters } => {
                 if self.shared.telemetry.refused_for("subscribe") {
                     tracing::info!(
@@ -323,10 +337,10 @@ impl Connection {
             Some(false) => return Pause::WindowFull,
             None => return Pause::End(End::Refused(Reason::TakenOver)),
         }
-        let permit = match self.permit(bytes).await {
-            Ok(permit) => permit,
+        match self.permit(bytes).await {
+            Ok(permit) => self.large = Some(permit),
             Err(pause) => return pause,
-        };
+        }
         let mut packet = BytesMut::with_capacity(bytes);
         packet.extend_from_slice(&self.wire.input);
         self.wire.input = packet;
@@ -345,7 +359,6 @@ impl Connection {
             }
         }
         self.incomplete_since = None;
-        self.large = Some(permit);
         Pause::ChunkFull
     }
 
@@ -364,7 +377,7 @@ impl Connection {
 
     /// Waits for the permit of a packet of so many bytes. Nothing is in hand meanwhile, so that whatever ends the
     /// connection ends the wait.
-    async fn permit(&mut self, bytes: usize) -> Result<OwnedSemaphorePermit, Pause> {
+    async fn permit(&mut self, bytes: usize) -> Result<Arriving, Pause> {
         let budget = Arc::clone(&self.shared.budget);
         let mut arriving = pin!(budget.arriving(u32::try_from(bytes).unwrap_or(u32::MAX)));
         self.reading = false;
@@ -379,7 +392,7 @@ impl Connection {
                 written = self.wire.next(0) => {
                     written.map_err(|_| Pause::End(End::Gone))?;
                 }
-                () = self.attachment.woken.notified() => {}
+                () = self.attachment.woken() => {}
                 _ = self.phase.changed() => {}
             }
         }
@@ -393,7 +406,7 @@ impl Connection {
                 biased;
                 done = &mut work => return done,
                 event = self.wire.next(0), if !self.broken => self.broken = event.is_err(),
-                () = self.attachment.woken.notified() => {
+                () = self.attachment.woken() => {
                     // Whatever else this says is looked at when the work is done.
                     let output = &mut self.wire.output;
                     let _ = self.attachment.collect(|answer| reply::answer(output, answer));
