@@ -265,6 +265,15 @@ mod tests {
         assert_eq!(budget.read_share(), READ_BYTES, "who gave up waits no more");
     }
 
+    #[test]
+    fn a_few_large_wills_shut_out_large_ones_only() {
+        let budget = Budget::new(1, 1 << 20);
+        let large: Vec<_> = (0..8).map(|_| budget.will(64 << 10)).collect();
+        assert!(large.iter().all(Option::is_some));
+        assert!(budget.will(SMALL_WILL + 1).is_none());
+        assert!(budget.will(SMALL_WILL).is_some());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_is_slow_makes_room_for_large_packets_that_wait_one_at_a_time_and_the_oldest_last() {
         let budget = Arc::new(Budget::new(1, 8));

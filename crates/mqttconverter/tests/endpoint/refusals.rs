@@ -175,7 +175,6 @@ async fn wills_beyond_their_budget_are_refused_and_those_of_who_is_gone_make_roo
     refused.send(&Connect { client_id: "i", will: Some(("wills", &will)), ..V311 }.bytes()).await;
     refused.expect(&[0x20, 2, 0, 3]).await;
     rig.client(Connect { client_id: "j", ..V311 }).await.ping().await;
-    rig.client(Connect { client_id: "k", will: Some(("wills", "gone")), ..V311 }).await.ping().await;
     let mut polite = clients.remove(0);
     polite.send(&[0xE0, 0]).await;
     polite.expect_closed().await;
