@@ -282,7 +282,7 @@ mod tests {
             holders.push(budget.arriving(1).await.unwrap());
         }
         let received = |seconds: usize| 30_000 * seconds;
-        let mut yielding = |seconds, for_good| {
+        let yielding = |seconds, for_good| {
             let must = |holder: &Arriving| holder.must_yield(received(seconds), PATIENCE, for_good);
             holders.iter().map(must).collect::<Vec<_>>()
         };
