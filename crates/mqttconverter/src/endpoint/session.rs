@@ -3,20 +3,23 @@
 //! A token is `slot (20 bits) | generation (12 bits) | sequence (32 bits)`. A slot belongs to one session and is
 //! given to another only when no message of the first is in the pipeline, under a new generation.
 
+mod attachment;
+
 use super::budget::Budget;
 use super::reason::Reason;
 use super::store::{SessionKey, StoredSession};
 use super::telemetry::Telemetry;
-use super::window::{Answer, Sequence, Window};
+use super::window::{Sequence, Window};
+use attachment::Bond;
+pub(super) use attachment::{Attachment, Sequel, Standing};
 use hashbrown::HashMap;
 use hashbrown::hash_map::EntryRef;
 use messagepipeline::{Settle, Settlement, Token};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 const SLOT_BITS: u32 = 20;
@@ -142,104 +145,6 @@ struct Detached {
 struct Rank {
     holds: bool,
     since: u64,
-}
-
-/// How things stand for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    Good,
-    /// Another connection has the session.
-    TakenOver,
-    /// The pipeline did not take a message, which must be sent again.
-    Failed,
-}
-
-/// What became of a session after a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sequel {
-    /// Its client came back to it.
-    Resumed,
-    /// Its client began a new one, or it was forgotten.
-    Ended,
-}
-
-/// What a session tells a connection, also one that has ended.
-#[derive(Debug, Default)]
-struct Bond {
-    woken: Notify,
-    /// The first there was.
-    sequel: OnceLock<Sequel>,
-}
-
-impl Bond {
-    fn tell(&self, sequel: Sequel) {
-        // Only the first counts.
-        let _ = self.sequel.set(sequel);
-        self.woken.notify_one();
-    }
-}
-
-/// A connection's hold on its session.
-pub(super) struct Attachment {
-    pub(super) session: Arc<Session>,
-    pub(super) epoch: u32,
-    bond: Arc<Bond>,
-}
-
-impl Attachment {
-    pub(super) fn client_id(&self) -> &Arc<str> {
-        &self.session.client_id
-    }
-
-    pub(super) fn token(&self, sequence: Sequence) -> Token {
-        self.session.place.token(sequence)
-    }
-
-    /// Works on the window; `None` when another connection has the session.
-    pub(super) fn with_window<T>(&self, work: impl FnOnce(&mut Window) -> T) -> Option<T> {
-        let mut state = self.session.state.lock();
-        (state.epoch == self.epoch).then(|| work(&mut state.window))
-    }
-
-    /// Hands the replies that may be written to `write`.
-    pub(super) fn collect(&self, write: impl FnMut(Answer)) -> Standing {
-        let mut state = self.session.state.lock();
-        if state.epoch != self.epoch {
-            return Standing::TakenOver;
-        }
-        state.window.write_ready(write);
-        if state.failed { Standing::Failed } else { Standing::Good }
-    }
-
-    /// Until something happens: verdicts, another connection, or the session's end.
-    pub(super) async fn woken(&self) {
-        self.bond.woken.notified().await;
-    }
-
-    /// The CONNECT is accepted: its client is back. The session is to be remembered for `expiry` after it.
-    pub(super) fn admit(&self, expiry: Duration) {
-        let mut state = self.session.state.lock();
-        if state.epoch == self.epoch {
-            state.expiry = expiry;
-            state.is_admitted = true;
-            if let Some(former) = state.former.take() {
-                former.tell(Sequel::Resumed);
-            }
-        }
-    }
-
-    /// The session is to be remembered for `expiry` after this connection.
-    pub(super) fn set_expiry(&self, expiry: Duration) {
-        let mut state = self.session.state.lock();
-        if state.epoch == self.epoch {
-            state.expiry = expiry;
-        }
-    }
-
-    /// What became of the session after this connection, once that is known.
-    pub(super) fn sequel(&self) -> Option<Sequel> {
-        self.bond.sequel.get().copied()
-    }
 }
 
 /// What all sessions together may be.

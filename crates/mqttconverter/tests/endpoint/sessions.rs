@@ -2,6 +2,9 @@ use crate::support::*;
 use messagepipeline::names;
 use testkit::session_suite::MemorySessions;
 
+/// In seconds.
+const AN_HOUR: u32 = 3_600;
+
 const KEPT: Connect<'static> = Connect { clean: false, expiry: 60, ..V5 };
 
 #[tokio::test]
@@ -152,11 +155,8 @@ async fn what_clients_said_while_the_process_was_paused_counts_for_their_keep_al
 #[tokio::test]
 async fn a_will_with_a_delay_is_published_after_it() {
     let mut rig = Rig::new().await;
-    // Will Delay Interval 1 s; the session must outlive it.
-    let mut body = b"\x00\x04MQTT\x05\x06\x00\x00\x05\x11\x00\x00\x00\x3c\x00\x06delays".to_vec();
-    body.extend_from_slice(b"\x05\x18\x00\x00\x00\x01\x00\x04gone\x00\x01x");
     let mut client = Client::open(rig.address).await;
-    client.send(&packet(0x10, &body)).await;
+    client.send(&connect_with_delayed_will("delays", true, 1)).await;
     assert_eq!(client.packet().await[3], 0);
     let begin = std::time::Instant::now();
     drop(client);
@@ -168,10 +168,8 @@ async fn a_will_with_a_delay_is_published_after_it() {
 async fn a_connect_that_is_refused_takes_back_no_will() {
     let store = MemorySessions::default();
     let mut rig = Rig::on(&store).await;
-    let mut body = b"\x00\x04MQTT\x05\x04\x00\x00\x05\x11\x00\x00\x00\x3c\x00\x06delays".to_vec();
-    body.extend_from_slice(b"\x05\x18\x00\x00\x00\x01\x00\x04gone\x00\x01x");
     let mut client = Client::open(rig.address).await;
-    client.send(&packet(0x10, &body)).await;
+    client.send(&connect_with_delayed_will("delays", false, 1)).await;
     assert_eq!(client.packet().await[3], 0);
     store.fail(true);
     let mut refused = Client::open(rig.address).await;
@@ -180,14 +178,16 @@ async fn a_connect_that_is_refused_takes_back_no_will() {
     assert_eq!(payloads(&rig.take(1).await), [b"x"]);
 }
 
-/// A CONNECT of MQTT 5 with a session for a day and a will for an hour after the connection.
-fn connect_with_delayed_will(client_id: &str, clean: bool) -> Vec<u8> {
+/// A CONNECT of MQTT 5 with a session for a day and a will for `delay` seconds after the connection.
+fn connect_with_delayed_will(client_id: &str, clean: bool, delay: u32) -> Vec<u8> {
     let mut body = b"\x00\x04MQTT\x05".to_vec();
     body.extend_from_slice(&[0x04 | u8::from(clean) << 1, 0, 0]);
     body.extend_from_slice(b"\x05\x11\x00\x01\x51\x80\x00");
     body.push(u8::try_from(client_id.len()).unwrap());
     body.extend_from_slice(client_id.as_bytes());
-    body.extend_from_slice(b"\x05\x18\x00\x00\x0e\x10\x00\x04gone\x00\x01x");
+    body.extend_from_slice(b"\x05\x18");
+    body.extend_from_slice(&delay.to_be_bytes());
+    body.extend_from_slice(b"\x00\x04gone\x00\x01x");
     packet(0x10, &body)
 }
 
@@ -199,7 +199,7 @@ async fn a_client_that_is_gone_holds_no_place_until_its_will_is_due() {
         let enters = async {
             loop {
                 let mut client = Client::open(rig.address).await;
-                client.send(&connect_with_delayed_will(client_id, true)).await;
+                client.send(&connect_with_delayed_will(client_id, true, AN_HOUR)).await;
                 if client.packet().await[3] == 0 {
                     break;
                 }
@@ -219,13 +219,13 @@ async fn a_will_is_due_when_its_client_begins_a_new_session_and_is_not_when_it_c
     let mut rig = Rig::new().await;
     for (clean, gone_before) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut former = Client::open(rig.address).await;
-        former.send(&connect_with_delayed_will("device", false)).await;
+        former.send(&connect_with_delayed_will("device", false, AN_HOUR)).await;
         assert_eq!(former.packet().await[3], 0);
         if gone_before {
             drop(former);
         }
         let mut client = Client::open(rig.address).await;
-        client.send(&connect_with_delayed_will("device", clean)).await;
+        client.send(&connect_with_delayed_will("device", clean, AN_HOUR)).await;
         assert_eq!(client.packet().await[3], 0);
         client.ping().await;
         if clean {
@@ -242,7 +242,7 @@ async fn a_client_that_comes_back_again_and_again_before_its_will_is_due_holds_n
     let mut rig = Rig::with(|options| options.max_connections = 4).await;
     for _ in 0..20 {
         let mut client = Client::open(rig.address).await;
-        client.send(&connect_with_delayed_will("delays", false)).await;
+        client.send(&connect_with_delayed_will("delays", false, AN_HOUR)).await;
         assert_eq!(client.packet().await[3], 0, "accepted");
         // A turn through the endpoint, in which the former connection finds that its client is back.
         client.ping().await;
