@@ -62,7 +62,11 @@ pub(super) async fn shake_hands(
     if let Some(reason) = refuse {
         return Err(refused(reason).into());
     }
-    accept(shared, wire, &connect).await.map_err(|reason| refused(reason).into())
+    accept(shared, wire, &connect).await.map_err(|reason| match reason {
+        // No reason code of CONNACK (section 3.2.2.2), and its client has another connection.
+        Reason::TakenOver => Failure::Silent(reason.word()),
+        reason => refused(reason).into(),
+    })
 }
 
 /// The CONNECT, and the permit for a large one as long as it is needed: who never ends what they began, or waits for
@@ -140,7 +144,7 @@ async fn remembered(shared: &Shared, attachment: Attachment, expiry: Duration) -
     let mut admission = Admission { shared, attachment: Some(attachment) };
     if let Some(attachment) = &admission.attachment {
         shared.remember(attachment, expiry).await?;
-        attachment.admit(expiry);
+        attachment.admit(expiry)?;
     }
     admission.attachment.take().ok_or(Reason::ServerUnavailable)
 }

@@ -59,7 +59,9 @@ impl Aliases {
             return Ok(());
         }
         self.0.resize(usize::from(TOPIC_ALIASES), None);
-        self.0[usize::from(alias) - 1] = Some(publish.topic.into());
+        // One that is too long stays too long.
+        let kept = publish.topic.ceil_char_boundary(MAX_TOPIC_BYTES + 1);
+        self.0[usize::from(alias) - 1] = Some(publish.topic[..kept].into());
         let bytes: usize = self.0.iter().flatten().map(|topic| topic.len()).sum();
         if bytes > MAX_ALIASED_BYTES { Err(Rejected::End(Reason::QuotaExceeded)) } else { Ok(()) }
     }

@@ -92,11 +92,14 @@ async fn a_topic_alias_means_its_last_topic_though_the_publish_that_set_it_was_r
         publish_with(5, 3, "", b"\x23\x00\x01", b"x"),
         publish_with(5, 4, "new", b"\x23\x00\x02\x01\x01", b"\xff"),
         publish_with(5, 5, "", b"\x23\x00\x02", b"x"),
+        publish_with(5, 6, &"\u{e9}".repeat(10_000), b"\x23\x00\x02", b"x"),
+        publish_with(5, 7, "", b"\x23\x00\x02", b"x"),
+        publish_with(5, 8, "", b"\x23\x00\x01", b"x"),
     ];
     client.send(&packets.concat()).await;
-    let taken = rig.take(3).await;
+    let taken = rig.take(4).await;
     let topics: Vec<_> = taken.iter().map(|(message, _)| message.attributes.get("mqtt_topic")).collect();
-    assert_eq!(topics, [Some("before"), Some("after"), Some("new")]);
+    assert_eq!(topics, [Some("before"), Some("after"), Some("new"), Some("after")]);
 }
 
 #[tokio::test]

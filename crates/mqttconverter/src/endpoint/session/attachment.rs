@@ -1,5 +1,6 @@
 //! What a connection holds of its session, and what the session tells it.
 
+use super::super::reason::Reason;
 use super::super::window::{Answer, Sequence, Window};
 use super::Session;
 use messagepipeline::Token;
@@ -79,16 +80,19 @@ impl Attachment {
         self.bond.woken.notified().await;
     }
 
-    /// The CONNECT is accepted: its client is back. The session is to be remembered for `expiry` after it.
-    pub(in super::super) fn admit(&self, expiry: Duration) {
+    /// The CONNECT is accepted: its client is back. The session is to be remembered for `expiry` after it. Not so if
+    /// another connection has the session already.
+    pub(in super::super) fn admit(&self, expiry: Duration) -> Result<(), Reason> {
         let mut state = self.session.state.lock();
-        if state.epoch == self.epoch {
-            state.expiry = expiry;
-            state.is_admitted = true;
-            if let Some(former) = state.former.take() {
-                former.tell(Sequel::Resumed);
-            }
+        if state.epoch != self.epoch {
+            return Err(Reason::TakenOver);
         }
+        state.expiry = expiry;
+        state.is_admitted = true;
+        if let Some(former) = state.former.take() {
+            former.tell(Sequel::Resumed);
+        }
+        Ok(())
     }
 
     /// The session is to be remembered for `expiry` after this connection.

@@ -118,3 +118,19 @@ async fn a_slot_is_not_given_away_while_the_pipeline_holds_something_of_it() {
     assert_eq!(first.session.place.slot, third.session.place.slot);
     assert_ne!(first.session.place, third.session.place, "under a new generation");
 }
+
+#[test]
+fn a_connect_that_another_one_overtook_is_refused_and_the_will_before_it_hears_of_the_other() {
+    for (clean, sequel) in [(false, Sequel::Resumed), (true, Sequel::Ended)] {
+        let sessions = sessions(10);
+        let attach = |clean| sessions.attach("device", clean).unwrap().0;
+        let before = attach(false);
+        before.admit(HOUR).unwrap();
+        let overtaken = attach(false);
+        let last = attach(clean);
+        assert_eq!(overtaken.admit(HOUR), Err(Reason::TakenOver));
+        sessions.detach(&overtaken);
+        last.admit(HOUR).unwrap();
+        assert_eq!(before.sequel(), Some(sequel));
+    }
+}
