@@ -59,6 +59,8 @@ pub(super) struct Budget {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: usize,
+    /// Since when there has always been somebody who waits.
+    crowded_since: Option<Instant>,
     /// Since when nobody of those has had a turn.
     stuck_since: Option<Instant>,
     /// Numbers of those that have room, in the order in which they got it.
@@ -67,10 +69,6 @@ struct Queue {
 }
 
 impl Queue {
-    fn is_stuck_for(&self, patience: Duration) -> bool {
-        self.stuck_since.is_some_and(|since| since.elapsed() >= patience)
-    }
-
     /// The quarter that has been there for longest ends what it began, however many wait: so all do in the end.
     fn is_old(&self, number: u64) -> bool {
         self.holders.iter().take(self.holders.len().div_ceil(4)).any(|holder| *holder == number)
@@ -190,6 +188,7 @@ impl Queued {
     fn new(budget: &Arc<Budget>) -> Self {
         let mut queue = budget.queue.lock();
         queue.waiting += 1;
+        queue.crowded_since.get_or_insert_with(Instant::now);
         queue.stuck_since.get_or_insert_with(Instant::now);
         Self(budget.begin_wait())
     }
@@ -200,6 +199,7 @@ impl Drop for Queued {
         let mut queue = self.0.0.queue.lock();
         queue.waiting -= 1;
         if queue.waiting == 0 {
+            queue.crowded_since = None;
             queue.stuck_since = None;
         }
     }
@@ -215,17 +215,20 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    /// Whether the packet, of which so many bytes have come, must make room for those that wait, because it comes slowly
-    /// and none of them has had a turn for as long as `patience`. With `for_good` its connection ends then, and another
-    /// makes room only if that has not helped, unless it is one of the slowest.
+    /// Whether the packet, of which so many bytes have come, must make room for those that wait, because it comes slowly.
+    /// One of the slowest makes room when it and those that wait have had `patience`; another when none of them has had a
+    /// turn for as long. With `for_good` its connection ends then, and another makes room only if that has not helped.
     pub(super) fn must_yield(&self, received: usize, patience: Duration, for_good: bool) -> bool {
-        let seconds = self.since.elapsed().as_secs_f64();
-        let is_slower_than = |rate: usize| (received as f64) < rate as f64 * seconds;
+        let elapsed = self.since.elapsed();
+        let is_slower_than = |rate: usize| (received as f64) < rate as f64 * elapsed.as_secs_f64();
+        let has_passed = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= patience);
         let mut queue = self.budget.queue.lock();
-        if !is_slower_than(SLOW) || !queue.is_stuck_for(patience) || queue.is_old(self.number) {
+        let is_slowest = is_slower_than(SLOWEST) && elapsed >= patience && has_passed(queue.crowded_since);
+        let is_slow = is_slower_than(SLOW) && has_passed(queue.stuck_since);
+        if !(is_slowest || is_slow) || queue.is_old(self.number) {
             return false;
         }
-        if for_good && !is_slower_than(SLOWEST) {
+        if for_good && !is_slowest {
             queue.stuck_since = Some(Instant::now());
         }
         true
@@ -296,9 +299,26 @@ mod tests {
         assert_eq!(yielding(20, false), young);
         assert_eq!(yielding(20, true), [false, false, true, false, false, false, false, false]);
         assert_eq!(yielding(20, true), [false; 8], "whether that has helped is not known yet");
-        advance(PATIENCE).await;
         assert_eq!(yielding(3, true), young, "who is slowest goes at once");
         drop(waiting);
         assert_eq!(yielding(3, true), [false; 8], "nobody waits any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_that_are_slowest_make_room_though_one_of_them_has_done_so() {
+        let budget = Arc::new(Budget::new(1, 8));
+        let mut holders = Vec::new();
+        for _ in 0..8 {
+            holders.push(budget.arriving(1).await.unwrap());
+        }
+        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(budget.arriving(1))).collect();
+        assert!(waiting.iter_mut().all(|arriving| arriving.as_mut().now_or_never().is_none()));
+        advance(PATIENCE).await;
+        assert!(holders.pop().expect("eight").must_yield(0, PATIENCE, true));
+        let first = waiting.remove(0).await.unwrap();
+        assert!(holders.pop().expect("seven").must_yield(0, PATIENCE, true), "another still waits");
+        assert!(!first.must_yield(0, PATIENCE, true), "it has only begun");
+        advance(PATIENCE).await;
+        assert!(first.must_yield(0, PATIENCE, true));
     }
 }
