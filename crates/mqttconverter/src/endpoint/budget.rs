@@ -2,7 +2,7 @@
 
 use super::wire::READ_BYTES;
 use parking_lot::Mutex;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -58,9 +58,8 @@ pub(super) struct Budget {
 /// Who receives a large packet, and who waits to.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: usize,
-    /// Since when there has always been somebody who waits.
-    crowded_since: Option<Instant>,
+    /// Since when those wait who do, in the order in which they get their turn.
+    waiting: BTreeMap<u64, Instant>,
     /// Since when nobody of those has had a turn.
     stuck_since: Option<Instant>,
     /// Numbers of those that have room, in the order in which they got it.
@@ -69,6 +68,11 @@ struct Queue {
 }
 
 impl Queue {
+    fn next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
     /// The quarter that has been there for longest ends what it began, however many wait: so all do in the end.
     fn is_old(&self, number: u64) -> bool {
         self.holders.iter().take(self.holders.len().div_ceil(4)).any(|holder| *holder == number)
@@ -145,8 +149,7 @@ impl Budget {
             }
         };
         let mut queue = self.queue.lock();
-        let number = queue.next;
-        queue.next += 1;
+        let number = queue.next();
         queue.holders.insert(number);
         Ok(Arriving { _permit: permit, budget: Arc::clone(self), number, since: Instant::now() })
     }
@@ -182,24 +185,26 @@ impl Drop for Waits {
 }
 
 /// Somebody who waits for the room of a large packet.
-struct Queued(Waits);
+struct Queued {
+    waits: Waits,
+    number: u64,
+}
 
 impl Queued {
     fn new(budget: &Arc<Budget>) -> Self {
         let mut queue = budget.queue.lock();
-        queue.waiting += 1;
-        queue.crowded_since.get_or_insert_with(Instant::now);
-        queue.stuck_since.get_or_insert_with(Instant::now);
-        Self(budget.begin_wait())
+        let (number, now) = (queue.next(), Instant::now());
+        queue.waiting.insert(number, now);
+        queue.stuck_since.get_or_insert(now);
+        Self { waits: budget.begin_wait(), number }
     }
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        let mut queue = self.0.0.queue.lock();
-        queue.waiting -= 1;
-        if queue.waiting == 0 {
-            queue.crowded_since = None;
+        let mut queue = self.waits.0.queue.lock();
+        queue.waiting.remove(&self.number);
+        if queue.waiting.is_empty() {
             queue.stuck_since = None;
         }
     }
@@ -216,14 +221,15 @@ pub(super) struct Arriving {
 
 impl Arriving {
     /// Whether the packet, of which so many bytes have come, must make room for those that wait, because it comes slowly.
-    /// One of the slowest makes room when it and those that wait have had `patience`; another when none of them has had a
-    /// turn for as long. With `for_good` its connection ends then, and another makes room only if that has not helped.
+    /// One of the slowest makes room when it and somebody who waits have had `patience`; another when nobody who waits has
+    /// had a turn for as long. With `for_good` its connection ends then, and another makes room only if that has not helped.
     pub(super) fn must_yield(&self, received: usize, patience: Duration, for_good: bool) -> bool {
         let elapsed = self.since.elapsed();
         let is_slower_than = |rate: usize| (received as f64) < rate as f64 * elapsed.as_secs_f64();
         let has_passed = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= patience);
         let mut queue = self.budget.queue.lock();
-        let is_slowest = is_slower_than(SLOWEST) && elapsed >= patience && has_passed(queue.crowded_since);
+        let longest_wait = queue.waiting.values().next().copied();
+        let is_slowest = is_slower_than(SLOWEST) && elapsed >= patience && has_passed(longest_wait);
         let is_slow = is_slower_than(SLOW) && has_passed(queue.stuck_since);
         if !(is_slowest || is_slow) || queue.is_old(self.number) {
             return false;
@@ -320,5 +326,25 @@ mod tests {
         assert!(!first.must_yield(0, PATIENCE, true), "it has only begun");
         advance(PATIENCE).await;
         assert!(first.must_yield(0, PATIENCE, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_makes_room_while_each_who_waits_gets_a_turn_soon() {
+        let budget = Arc::new(Budget::new(1, 8));
+        let mut holders = Vec::new();
+        for _ in 0..8 {
+            holders.push(budget.arriving(1).await.unwrap());
+        }
+        let mut waiting = Box::pin(budget.arriving(1));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        for _ in 0..30 {
+            let mut next = Box::pin(budget.arriving(1));
+            assert!(next.as_mut().now_or_never().is_none());
+            advance(PATIENCE / 10).await;
+            holders.pop();
+            holders.push(waiting.await.unwrap());
+            waiting = next;
+        }
+        assert!(holders.iter().all(|holder| !holder.must_yield(0, PATIENCE, true)));
     }
 }

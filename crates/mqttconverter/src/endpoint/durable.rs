@@ -49,7 +49,11 @@ impl Shared {
         let key = within_deadline(store.open(&session.client_id, expiry, clean))
             .await
             .map_err(|error| self.store_failed(&error))?;
-        session.state.lock().kept = Some(Kept { key, expiry, is_stale: false });
+        let mut state = session.state.lock();
+        // A CONNECT that came meanwhile may have begun the session anew, which the store does not know yet.
+        let is_stale = state.epoch != attachment.epoch && state.kept.is_some_and(|kept| kept.is_stale);
+        state.kept = Some(Kept { key, expiry, is_stale });
+        drop(state);
         if let Some(ended) = self.sessions.ended_of(&session.client_id) {
             self.sessions.ended(&session.client_id, ended);
         }

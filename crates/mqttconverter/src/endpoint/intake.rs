@@ -59,9 +59,9 @@ impl Aliases {
             return Ok(());
         }
         self.0.resize(usize::from(TOPIC_ALIASES), None);
-        // One that is too long stays too long.
-        let kept = publish.topic.ceil_char_boundary(MAX_TOPIC_BYTES + 1);
-        self.0[usize::from(alias) - 1] = Some(publish.topic[..kept].into());
+        // In place of one that is too long stands another that no message may have, so that it takes no room.
+        let topic = if publish.topic.len() > MAX_TOPIC_BYTES { "#" } else { publish.topic };
+        self.0[usize::from(alias) - 1] = Some(topic.into());
         let bytes: usize = self.0.iter().flatten().map(|topic| topic.len()).sum();
         if bytes > MAX_ALIASED_BYTES { Err(Rejected::End(Reason::QuotaExceeded)) } else { Ok(()) }
     }

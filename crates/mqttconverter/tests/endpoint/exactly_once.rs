@@ -230,6 +230,27 @@ async fn a_kept_session_that_is_now_to_end_with_its_connection_does_not_come_bac
 }
 
 #[tokio::test]
+async fn a_clean_start_empties_the_store_though_the_connect_that_it_overtakes_is_being_written() {
+    let store = MemorySessions::default();
+    let mut rig = Rig::on(&store).await;
+    let mut client = rig.client(KEPT_V5).await;
+    hold(&mut rig, &mut client, 5, 1..=1).await;
+    let before = store.writes();
+    store.close_gate();
+    let [mut overtaken, mut last] = [Client::open(rig.address).await, Client::open(rig.address).await];
+    overtaken.send(&Connect { expiry: 60, ..KEPT_V5 }.bytes()).await;
+    writes(&store, before + 1).await;
+    last.send(&Connect { expiry: 60, clean: true, ..KEPT_V5 }.bytes()).await;
+    // Whoever comes later is served: so the other has been read.
+    rig.client(Connect { client_id: "later", ..V5 }).await.ping().await;
+    store.open_gate();
+    overtaken.expect_closed().await;
+    let connack = last.packet().await;
+    assert_eq!((connack[0], connack[2], connack[3]), (0x20, 0, 0), "{connack:02x?}");
+    assert!(held(&store).is_empty());
+}
+
+#[tokio::test]
 async fn a_connect_that_is_refused_leaves_no_session_and_ends_none() {
     let store = MemorySessions::default();
     let mut rig = Rig::on(&store).await;

@@ -93,7 +93,8 @@ async fn a_topic_alias_means_its_last_topic_though_the_publish_that_set_it_was_r
         publish_with(5, 4, "new", b"\x23\x00\x02\x01\x01", b"\xff"),
         publish_with(5, 5, "", b"\x23\x00\x02", b"x"),
         publish_with(5, 6, &"\u{e9}".repeat(10_000), b"\x23\x00\x02", b"x"),
-        publish_with(5, 7, "", b"\x23\x00\x02", b"x"),
+        publish_with(5, 7, &"a".repeat(4_097), b"\x23\x00\x03", b"x"),
+        publish_with(5, 9, "", b"\x23\x00\x02", b"x"),
         publish_with(5, 8, "", b"\x23\x00\x01", b"x"),
     ];
     client.send(&packets.concat()).await;
