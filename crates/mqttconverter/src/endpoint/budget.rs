@@ -283,13 +283,19 @@ mod tests {
         assert!(budget.will(SMALL_WILL).is_some());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_is_slow_makes_room_for_large_packets_that_wait_one_at_a_time_and_the_oldest_last() {
+    /// A budget that eight large packets have taken.
+    async fn full() -> (Arc<Budget>, Vec<Arriving>) {
         let budget = Arc::new(Budget::new(1, 8));
         let mut holders = Vec::new();
         for _ in 0..8 {
             holders.push(budget.arriving(1).await.unwrap());
         }
+        (budget, holders)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_makes_room_for_large_packets_that_wait_one_at_a_time_and_the_oldest_last() {
+        let (budget, holders) = full().await;
         let received = |seconds: usize| 30_000 * seconds;
         let yielding = |seconds, for_good| {
             let must = |holder: &Arriving| holder.must_yield(received(seconds), PATIENCE, for_good);
@@ -312,11 +318,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_that_are_slowest_make_room_though_one_of_them_has_done_so() {
-        let budget = Arc::new(Budget::new(1, 8));
-        let mut holders = Vec::new();
-        for _ in 0..8 {
-            holders.push(budget.arriving(1).await.unwrap());
-        }
+        let (budget, mut holders) = full().await;
         let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(budget.arriving(1))).collect();
         assert!(waiting.iter_mut().all(|arriving| arriving.as_mut().now_or_never().is_none()));
         advance(PATIENCE).await;
@@ -330,11 +332,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_makes_room_while_each_who_waits_gets_a_turn_soon() {
-        let budget = Arc::new(Budget::new(1, 8));
-        let mut holders = Vec::new();
-        for _ in 0..8 {
-            holders.push(budget.arriving(1).await.unwrap());
-        }
+        let (budget, mut holders) = full().await;
         let mut waiting = Box::pin(budget.arriving(1));
         assert!(waiting.as_mut().now_or_never().is_none());
         for _ in 0..30 {
