@@ -91,8 +91,7 @@ fn push_enrichment(enrichment: &Enrichment, buffer: &mut Vec<u8>) {
 }
 
 fn has_line_break(bytes: &[u8]) -> bool {
-    // Without an early exit the compiler looks at many bytes at once; mostly all must be looked at anyway.
-    bytes.iter().fold(false, |found, byte| found | matches!(byte, b'\n' | b'\r'))
+    memchr::memchr2(b'\n', b'\r', bytes).is_some()
 }
 
 /// Whether the payload's own bytes can stand as the value in the line: one JSON document in UTF-8 without outer
@@ -106,7 +105,7 @@ fn stands_inline(payload: &[u8]) -> bool {
     if !nested_at_most(INLINE_DEPTH, payload) {
         return false;
     }
-    if text.contains("\\u") {
+    if memchr::memmem::find(payload, b"\\u").is_some() {
         // Only a parser that builds the strings looks at surrogates.
         return serde_json::from_str::<serde_json::Value>(text).is_ok();
     }
