@@ -240,8 +240,9 @@ pub struct ConnectionArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Messages come in the order of their first receipt, with payload, attributes and times as they were archived. They keep
-their ids, so what is stored already is not stored twice; with --new-ids they are new messages. A broker sees ordinary
-MQTT messages, each on the topic it first came on, which get new ids where they are taken in.
+their ids, so what is stored already is not stored twice; with --new-ids they are new messages. A broker sees MQTT
+messages, each on the topic it first came on, which get new ids where they are taken in; with MQTT 5 what the device had
+set is set again, and time of receipt (received_at) and other attributes are user properties.
 
 --topic writes to the bus of the data folder, which no running `up` may have open: stop it, replay, start it again. With
 `bus.kind: pubsub` it publishes to the topic on Pub/Sub, beside the running services.
@@ -284,7 +285,7 @@ pub struct ReplayArgs {
     /// Most memory, in MiB, for messages of objects whose times overlap
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub memory: u32,
-    /// How many MQTT connections; all messages of one topic go through one of them
+    /// How many MQTT connections; all messages of one device go through one of them
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub connections: u16,
     /// Prefix of the MQTT client ids

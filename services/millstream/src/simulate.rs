@@ -127,7 +127,7 @@ impl Source for Fleet {
     fn next(&mut self) -> Result<Option<Item>, RecordingError> {
         let due = self.pacer.due(None);
         let Some((topic, payload)) = self.next_message() else { return Ok(None) };
-        Ok(Some(Item::Publish(Publication { number: self.sent, due, topic: topic.into(), payload })))
+        Ok(Some(Item::Publish(Publication::new(self.sent, due, topic.into(), payload))))
     }
 }
 

@@ -5,9 +5,10 @@
 mod common;
 
 use common::{
-    Up, archive_payloads, bag, books, lines_of, run, small_recording, texts, warehouse, warehouse_payloads,
+    Up, archive_objects, archive_payloads, bag, books, lines_of, run, small_recording, texts, warehouse,
+    warehouse_payloads,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A recording of real devices where there are some, else one made here.
@@ -52,6 +53,19 @@ fn by_device(folder: &Path) -> BTreeMap<Option<String>, Vec<Vec<u8>>> {
     devices
 }
 
+/// A line of the archive, as far as the tests look.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    received_at: String,
+    attributes: BTreeMap<String, String>,
+    payload: serde_json::Value,
+}
+
+fn archive_lines(folder: &Path) -> impl Iterator<Item = Line> {
+    lines_of(&archive_objects(folder)).into_iter().map(|line| serde_json::from_slice(&line).unwrap())
+}
+
 fn replay(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = run(folder, &[&["replay"], arguments].concat());
     let (stdout, stderr) = texts(&output);
@@ -90,7 +104,7 @@ fn an_archive_fills_a_new_data_folder_and_what_is_there_already_is_not_doubled()
 }
 
 #[test]
-fn a_broker_gets_archived_messages_on_the_topics_they_came_on_in_the_order_of_each_device() {
+fn a_broker_gets_archived_messages_on_their_topics_with_what_they_had_in_the_order_of_each_device() {
     let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (old, new) = (old.path(), new.path());
     fill(old, &small_recording(old, "a.ndjson", 600, 7));
@@ -110,6 +124,15 @@ fn a_broker_gets_archived_messages_on_the_topics_they_came_on_in_the_order_of_ea
     let second = twice.split_off(86);
     assert_eq!(*twice, second);
     assert_eq!(after, before);
+    let was = |line: Line| {
+        (line.payload.to_string(), line.received_at, line.attributes.get("mqtt_client_id").cloned())
+    };
+    let says = |line: Line| {
+        let said = |name: &str| line.attributes.get(name).cloned();
+        (line.payload.to_string(), said("user.received_at").unwrap_or_default(), said("user.mqtt_client_id"))
+    };
+    let expected: BTreeSet<_> = archive_lines(old).map(was).collect();
+    assert_eq!(archive_lines(new).map(says).collect::<BTreeSet<_>>(), expected);
 }
 
 #[test]

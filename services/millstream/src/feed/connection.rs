@@ -184,9 +184,9 @@ impl Connection {
             }
             let Some(next) = self.window.next_to_write() else { break };
             let (packet_id, number, again) = (next.packet_id, next.publication.number, next.again);
-            let (topic, payload) = (&next.publication.topic, &next.publication.payload);
-            let size = payload.len() as u64;
-            match link.wire.publish(&Outgoing { packet_id, dup: next.dup, topic, payload }, &mut link.out) {
+            let (dup, publication) = (next.dup, next.publication);
+            let size = publication.payload.len() as u64;
+            match link.wire.publish(&Outgoing { packet_id, dup, publication }, &mut link.out) {
                 Ok(()) if again => resent += 1,
                 Ok(()) => {
                     sent += 1;
@@ -204,10 +204,7 @@ impl Connection {
     }
 
     fn encode_unacknowledged(&self, link: &mut Link, publication: &Publication) -> bool {
-        let (topic, payload) = (&publication.topic, &publication.payload);
-        let encoded =
-            link.wire.publish(&Outgoing { packet_id: 0, dup: false, topic, payload }, &mut link.out);
-        match encoded {
+        match link.wire.publish(&Outgoing { packet_id: 0, dup: false, publication }, &mut link.out) {
             Ok(()) => true,
             Err(reason) => {
                 self.shared.progress.refused(&self.shared.numbering, publication.number, reason);

@@ -1,4 +1,4 @@
-//! From the source to the connections: reading ahead a little, pacing, and one connection per topic.
+//! From the source to the connections: reading ahead a little, pacing, and one connection per topic or device.
 
 use super::Progress;
 use super::source::{Item, Numbering, Publication, Source};
@@ -121,7 +121,7 @@ fn take_due(waiting: &mut VecDeque<Publication>, start: Instant) -> Vec<Publicat
 async fn hand_over(due: Vec<Publication>, connections: &[mpsc::Sender<Vec<Publication>>]) -> bool {
     let mut parts: Vec<Vec<Publication>> = vec![Vec::new(); connections.len()];
     for publication in due {
-        let connection = connection_of(&publication.topic, connections.len());
+        let connection = connection_of(publication.order_key(), connections.len());
         parts[connection].push(publication);
     }
     for (part, connection) in parts.into_iter().zip(connections) {
@@ -132,23 +132,24 @@ async fn hand_over(due: Vec<Publication>, connections: &[mpsc::Sender<Vec<Public
     true
 }
 
-/// The same for every message of a topic, in every run.
-fn connection_of(topic: &[u8], connections: usize) -> usize {
+/// The same for every message of an order key, in every run.
+fn connection_of(order_key: &[u8], connections: usize) -> usize {
     let mut hasher = DefaultHasher::new();
-    topic.hash(&mut hasher);
+    order_key.hash(&mut hasher);
     usize::try_from(hasher.finish() % connections as u64).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::source::Origin;
     use super::*;
     use bytes::Bytes;
+    use messagepipeline::{Attributes, Timestamp, names};
     use std::time::Duration;
     use tokio::time::sleep;
 
     fn publication(number: u64, due: u64, topic: &'static str) -> Publication {
-        let due = Duration::from_secs(due);
-        Publication { number, due, topic: Bytes::from_static(topic.as_bytes()), payload: Bytes::new() }
+        Publication::new(number, Duration::from_secs(due), Bytes::from_static(topic.as_bytes()), Bytes::new())
     }
 
     #[tokio::test(start_paused = true)]
@@ -175,6 +176,18 @@ mod tests {
         }
         assert_eq!(seen, [(1, 0), (2, 0), (3, 3 + 7), (4, 3 + 7), (5, 3 + 9)]);
         assert!(dispatched.await.unwrap());
+    }
+
+    #[test]
+    fn all_topics_of_a_device_that_is_known_go_through_one_connection() {
+        let attributes = Attributes::from_pairs(&[(names::DEVICE_ID, "meter-7")]);
+        let origin = Origin { attributes, received_at: Timestamp::default() };
+        let connections = ["a", "b", "c", "d", "e", "f"].map(|topic| {
+            let publication =
+                Publication { origin: Some(Box::new(origin.clone())), ..publication(1, 0, topic) };
+            connection_of(publication.order_key(), 64)
+        });
+        assert_eq!(connections, [connections[0]; 6]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,8 @@
 //! - Each PUBACK is traced to its line. A connection that breaks is made again, and all that had no PUBACK is sent
 //!   again, in order, with the DUP flag where the broker kept the session.
 //! - Every queue is bounded: a broker that acknowledges slowly makes the reader wait.
-//! - All messages of one topic, so of one device, go through one connection, in order.
+//! - All messages of one topic, so of one device, go through one connection, in order. Of messages that came before the
+//!   device is known, and takes the topic's place.
 //! - A line without a usable topic, and a message that the broker refuses, is counted and named; the rest goes on, and
 //!   [`FeedReport::is_success`] is false in the end. A recording that cannot be read on ends the feed after what was
 //!   read has been acknowledged.
@@ -25,6 +26,7 @@ mod link;
 mod network;
 mod options;
 mod progress;
+mod properties;
 mod source;
 mod window;
 mod wire;
@@ -32,7 +34,7 @@ mod wire;
 pub use error::FeedError;
 pub use options::{BrokerAddress, Credentials, FeedOptions, Protocol};
 pub use progress::{Counts, KEPT_PROBLEMS, Problem, Progress};
-pub use source::{Item, Numbering, Playlist, Publication, Source};
+pub use source::{Item, Numbering, Origin, Playlist, Publication, Source};
 
 use connection::Connection;
 use messagepipeline::Shutdown;

@@ -5,6 +5,7 @@ use crate::rate::{Pacer, Rate, record_time};
 use crate::recording::{Line, ReadProgress, Recording, RecordingError};
 use crate::template::TopicTemplate;
 use bytes::Bytes;
+use messagepipeline::{Attributes, Timestamp, names};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,6 +24,32 @@ pub struct Publication {
     pub topic: Bytes,
     /// Its payload.
     pub payload: Bytes,
+    /// What it was when it came before.
+    pub origin: Option<Box<Origin>>,
+}
+
+/// What a message that came before says about itself. MQTT 3.1.1 has no place for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// When it was first received.
+    pub received_at: Timestamp,
+}
+
+impl Publication {
+    /// A message that never came before.
+    #[must_use]
+    pub fn new(number: u64, due: Duration, topic: Bytes, payload: Bytes) -> Self {
+        Self { number, due, topic, payload, origin: None }
+    }
+
+    /// Messages with the same one are published in order: those of a device, where it is known, or else of a topic.
+    #[must_use]
+    pub fn order_key(&self) -> &[u8] {
+        let device = self.origin.as_ref().and_then(|origin| origin.attributes.get(names::DEVICE_ID));
+        device.map_or(&self.topic[..], str::as_bytes)
+    }
 }
 
 /// What a source has next.
@@ -164,7 +191,7 @@ impl Playlist {
             if self.pacer.needs_record_times() { record_time(&self.times, &line.payload) } else { None };
         let due = self.pacer.due(time);
         let topic = Bytes::copy_from_slice(self.scratch.as_bytes());
-        Item::Publish(Publication { number, due, topic, payload: line.payload })
+        Item::Publish(Publication::new(number, due, topic, line.payload))
     }
 }
 

@@ -133,7 +133,7 @@ mod tests {
     use std::time::Duration;
 
     fn publication(number: u64) -> Publication {
-        Publication { number, due: Duration::ZERO, topic: Bytes::new(), payload: Bytes::from_static(b"12") }
+        Publication::new(number, Duration::ZERO, Bytes::new(), Bytes::from_static(b"12"))
     }
 
     fn write_all(window: &mut Window) -> Vec<(u16, u64, bool)> {

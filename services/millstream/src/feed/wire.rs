@@ -1,7 +1,9 @@
 //! The packets of a publishing client, in both versions of the protocol.
 
 use super::options::{FeedOptions, Protocol};
-use bytes::{Bytes, BytesMut};
+use super::properties::properties;
+use super::source::Publication;
+use bytes::BytesMut;
 use rumqttc_v4::mqttbytes::{self as bytes4, QoS, v4};
 use rumqttc_v5::mqttbytes::{self as bytes5, v5};
 
@@ -47,8 +49,7 @@ pub(super) enum Incoming {
 pub(super) struct Outgoing<'a> {
     pub(super) packet_id: u16,
     pub(super) dup: bool,
-    pub(super) topic: &'a Bytes,
-    pub(super) payload: &'a Bytes,
+    pub(super) publication: &'a Publication,
 }
 
 /// Encoder and decoder of one connection.
@@ -99,10 +100,15 @@ impl Wire {
         let start = out.len();
         let qos = if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
         let (pkid, dup) = (publish.packet_id, publish.dup);
-        let (topic, payload) = (publish.topic.clone(), publish.payload.clone());
+        let (topic, payload) = (publish.publication.topic.clone(), publish.publication.payload.clone());
         let written = match self.protocol {
             Protocol::V5 => {
-                let publish = v5::Publish { dup, qos, retain: false, topic, pkid, payload, properties: None };
+                let properties = publish.publication.origin.as_deref().map(properties);
+                let mut publish = v5::Publish { dup, qos, retain: false, topic, pkid, payload, properties };
+                if publish.size() > self.max_packet_size {
+                    // Rather the message alone than nothing of it.
+                    publish.properties = None;
+                }
                 self.check_size(publish.size())?;
                 publish.write(out).map_err(|error| error.to_string())
             }
@@ -277,7 +283,28 @@ fn with_text(code: &str, said: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::source::Origin;
     use super::*;
+    use bytes::Bytes;
+    use messagepipeline::{Attributes, Timestamp};
+    use std::time::Duration;
+
+    #[test]
+    fn properties_that_a_broker_has_no_room_for_do_not_keep_the_message_back() {
+        let attributes =
+            Attributes::from_pairs(&[("user.note", "long enough to be too much for the broker")]);
+        let origin = Some(Box::new(Origin { attributes, received_at: Timestamp::default() }));
+        let message = Publication::new(1, Duration::ZERO, Bytes::from_static(b"t"), Bytes::from_static(b"1"));
+        let message = Publication { origin, ..message };
+        for (max_packet_size, with) in [(usize::MAX, 2), (20, 0)] {
+            let wire = Wire { protocol: Protocol::V5, qos: 1, max_packet_size };
+            let mut out = BytesMut::new();
+            wire.publish(&Outgoing { packet_id: 1, dup: false, publication: &message }, &mut out).unwrap();
+            let v5::Packet::Publish(read) = v5::Packet::read(&mut out, None).unwrap() else { panic!() };
+            assert_eq!(read.payload, "1");
+            assert_eq!(read.properties.map_or(0, |properties| properties.user_properties.len()), with);
+        }
+    }
 
     #[test]
     fn the_disconnect_of_version_5_ends_the_session() {
@@ -297,7 +324,8 @@ mod tests {
             let mut out = BytesMut::from("before");
             let payload = Bytes::from_static(&[0; 50]);
             for topic in ["a+b", "rather/long/topic"].map(Bytes::from) {
-                let publish = Outgoing { packet_id: 1, dup: false, topic: &topic, payload: &payload };
+                let publication = Publication::new(1, Duration::ZERO, topic, payload.clone());
+                let publish = Outgoing { packet_id: 1, dup: false, publication: &publication };
                 assert!(wire.publish(&publish, &mut out).is_err());
                 assert_eq!(out, "before");
             }

@@ -80,6 +80,8 @@ enum Ids {
 enum Cut {
     Stopped,
     Failed(Error),
+    /// A read did, and has said why.
+    Panicked,
 }
 
 impl From<Error> for Cut {
@@ -132,6 +134,10 @@ impl Retention {
                 Err(Cut::Stopped) => return,
                 Err(Cut::Failed(error)) => {
                     tracing::warn!(%error, "retention did not come to its end; it goes on at its next turn");
+                }
+                // Files that grow for a turn do less harm than a pipeline that ends.
+                Err(Cut::Panicked) => {
+                    tracing::error!("a read of retention panicked; retention goes on at its next turn");
                 }
             }
         }
@@ -233,7 +239,8 @@ impl Retention {
         let readers = Arc::clone(&self.readers);
         match tokio::task::spawn_blocking(move || work(&readers.lock())).await {
             Ok(result) => Ok(result?),
-            // The program is ending, or the read panicked and has said so.
+            Err(error) if error.is_panic() => Err(Cut::Panicked),
+            // The program is ending.
             Err(_) => Err(Cut::Stopped),
         }
     }

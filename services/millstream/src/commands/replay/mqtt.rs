@@ -1,6 +1,6 @@
 //! From a replay to the feed, which publishes to a broker.
 
-use crate::feed::{Item, Publication, Source};
+use crate::feed::{Item, Origin, Publication, Source};
 use crate::recording::RecordingError;
 use futures_util::future::BoxFuture;
 use messagepipeline::{BatchOutcome, Bytes, Message, Publisher, StageError, names};
@@ -53,13 +53,11 @@ impl Source for FromReplay {
         };
         self.number += 1;
         let topic = message.attributes.get(names::TOPIC).unwrap_or_default();
-        Ok(Some(Item::Publish(Publication {
-            number: self.number,
-            // The replay keeps the pace.
-            due: Duration::ZERO,
-            topic: Bytes::copy_from_slice(topic.as_bytes()),
-            payload: message.payload,
-        })))
+        let topic = Bytes::copy_from_slice(topic.as_bytes());
+        // The replay keeps the pace.
+        let publication = Publication::new(self.number, Duration::ZERO, topic, message.payload);
+        let origin = Origin { attributes: message.attributes, received_at: message.publish_time };
+        Ok(Some(Item::Publish(Publication { origin: Some(Box::new(origin)), ..publication })))
     }
 
     fn is_ready(&mut self) -> bool {
