@@ -81,10 +81,8 @@ impl Plan {
     }
 
     /// The service over `parts`, and the tasks beside it.
-    ///
-    /// # Errors
-    /// When the cache size is zero.
-    pub fn build(self, parts: Parts) -> Result<(Enrichment, Background), cache::ZeroSize> {
+    #[must_use]
+    pub fn build(self, parts: Parts) -> (Enrichment, Background) {
         let config = &self.config;
         let names = match config.fields {
             FieldNames::Registry => FieldMapping::default(),
@@ -92,8 +90,12 @@ impl Plan {
         };
         let source = names.clone().over(parts.registry);
         let ages = Ages { max: config.cache.max_age.get(), negative: config.cache.negative_age.get() };
-        let cache = Lru::new(config.cache.size as usize, ages, Some(names.over(parts.layers)))?;
-        let cache: Arc<dyn Fetcher<DeviceData>> = Arc::new(cache);
+        let layers = names.over(parts.layers);
+        let cache: Arc<dyn Fetcher<DeviceData>> =
+            match Lru::new(config.cache.size as usize, ages, Some(Arc::clone(&layers))) {
+                Ok(cache) => Arc::new(cache),
+                Err(cache::ZeroSize) => layers,
+            };
         let unknown = match (config.unknown_device, &parts.lot) {
             (UnknownDevicePolicy::DeadLetter, _) => UnknownDevice::DeadLetter,
             (UnknownDevicePolicy::Park, Some(lot)) => {
@@ -121,7 +123,7 @@ impl Plan {
             clock: parts.clock,
             settings,
         });
-        Ok((service, Background { cache, releaser, changes: parts.changes }))
+        (service, Background { cache, releaser, changes: parts.changes })
     }
 }
 

@@ -183,8 +183,7 @@ fn without_credentials<S: serde::Serializer>(url: &str, serializer: S) -> Result
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Most devices kept; the least recently used leaves.
-    #[schemars(range(min = 1))]
+    /// Most devices kept; the least recently used leaves. 0: no cache in memory, each message asks the next layer.
     pub size: u32,
     /// Longest time a device's data is used without asking the registry again.
     pub max_age: Duration,

@@ -6,7 +6,7 @@ use connectors::{
     ConnectError, ENRICHED, Environment, File, Google, GooglePart, PubSubBus, RAW, Window, check_bus,
     check_google,
 };
-use messagepipeline::{ErrorClass, StageError, SystemClock};
+use messagepipeline::SystemClock;
 use service_kit::OtherSection;
 use service_kit::config::{ConfigErrors, Loaded, Problem};
 use service_kit::program::{Closing, Program, Service};
@@ -81,10 +81,7 @@ async fn start(config: Config, plan: Plan, program: &mut Program) -> Result<Clos
         clock: Arc::new(SystemClock),
         health: program.health.stage(STAGE),
     };
-    let (service, background) = plan.build(parts).map_err(|error| {
-        let detail = format!("enrichment.cache.size: {error}");
-        StageError::new(ErrorClass::Configuration, "cache-size", detail)
-    })?;
+    let (service, background) = plan.build(parts);
     let shutdown = program.shutdown.clone();
     program.tasks.spawn(STAGE, async move { service.run(shutdown).await.map(drop) });
     bus.watch_topic(ENRICHED, program);

@@ -285,7 +285,7 @@ fn config(random: &mut Random) -> Config {
         UnknownDevicePolicy::Park,
     ]);
     config.enrichment.park.max_age = Setting::from_secs(random.pick(&[30, 600]));
-    config.enrichment.cache.size = random.pick(&[1, 3, 100]);
+    config.enrichment.cache.size = random.pick(&[0, 1, 3, 100]);
     config.warehouse.batch.count = random.pick(&[1, 7, 100]);
     config.warehouse.batch.age = Setting::from_millis(random.pick(&[0, 100, 5_000]));
     // What is larger is compressed on a thread, whose wake-ups have no order.

@@ -149,7 +149,7 @@ impl Parts<'_> {
             health: self.health.stage(enrichment_service::STAGE),
         };
         let plan = enrichment_service::Plan::new(config).expect("a valid section");
-        plan.build(parts).expect("room in the cache")
+        plan.build(parts)
     }
 
     fn warehouse(&self) -> bigquery_service::Warehouse {

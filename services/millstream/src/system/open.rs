@@ -219,7 +219,7 @@ async fn build_enrichment(
         clock: Arc::clone(clock),
         health: health.stage(name),
     };
-    plan.build(parts).map_err(|error| OpenError::Build(format!("enrichment.cache.size: {error}")))
+    Ok(plan.build(parts))
 }
 
 /// Where device messages come from.
