@@ -76,7 +76,7 @@ impl DataFolder {
     /// be written.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let root = path.into();
-        fs::create_dir_all(&root).map_err(|error| Error::io("create the data folder", &root, error))?;
+        make_folder(&root).map_err(|error| Error::io("create the data folder", &root, error))?;
         refuse_foreign(&root)?;
         let lock = take_lock(&root)?;
         try_writing(&root).map_err(|error| Error::io("write to the data folder", &root, error))?;
@@ -371,7 +371,38 @@ fn migrate(root: &Path, migrations: &[Migration]) -> Result<(), Error> {
 }
 
 fn create(folder: &Path) -> Result<(), Error> {
-    fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))
+    make_folder(folder).map_err(|error| Error::io("create", folder, error))
+}
+
+/// Makes a folder and what is missing above it, and has their names on the disk: else a power loss may take them
+/// along, with everything that was synced inside them.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    let changed = parents_of_missing(folder);
+    fs::create_dir_all(folder)?;
+    changed.into_iter().try_for_each(sync_folder)
+}
+
+/// The folders that get an entry when `folder` is made, the innermost first.
+fn parents_of_missing(folder: &Path) -> Vec<&Path> {
+    let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+    let parents = missing.filter_map(Path::parent);
+    // Above the first name of a relative path lies where the process works.
+    parents.map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent }).collect()
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // What others own may take new entries and yet not be opened; no start shall fail for it.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::warn!(
+                folder = %folder.display(),
+                "it may not be read, so the names that were made in it could not be synced; a power loss soon after \
+                 this start may take them"
+            );
+            Ok(())
+        }
+        synced => synced,
+    }
 }
 
 fn missing_store(path: &Path, holds: &str) -> Error {

@@ -126,6 +126,8 @@ fn hostile_topics_are_names_like_others_or_refused() {
         let code = attacker.publish(topic, &[], payload.as_bytes());
         assert_eq!(code, Some(0), "{:?}", String::from_utf8_lossy(topic));
     }
+    let away = format!("devices/{}tmp/{}", "../".repeat(20), siege.marker());
+    assert_eq!(attacker.publish(away.as_bytes(), &[], b"{\"topic\":\"away\"}"), Some(0), "{away}");
     // No route of the default's takes a server's own names: that is a dead letter, and acknowledged.
     assert_eq!(attacker.publish(b"$SYS/broker/uptime", &[], b"{\"sys\":true}"), Some(0));
     attacker.accepted.remove(&b"{\"sys\":true}"[..]);
@@ -175,11 +177,19 @@ fn hostile_ids_properties_and_locations_stay_text() {
         "\u{202e}gnp.exe",
         "$(reboot)`reboot`",
     ];
+    let (up, marker) = ("../".repeat(20), siege.marker());
+    let away = [
+        format!("../{marker}"),
+        format!("{up}tmp/{marker}"),
+        format!("/tmp/{marker}"),
+        format!("{up}{marker}"),
+    ];
     let mut attacker = Attacker::new(&siege.up, 5);
     for (n, text) in texts
         .iter()
         .map(|text| (*text).to_owned())
         .chain(["y".repeat(60_000), "../".repeat(20_000)])
+        .chain(away)
         .enumerate()
     {
         let payload = serde_json::json!({ "device_id": text, "location": text, "n": n }).to_string();

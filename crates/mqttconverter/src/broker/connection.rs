@@ -6,12 +6,13 @@ use super::options::{Address, BrokerOptions};
 use super::{BrokerError, Subscription};
 use bytes::BytesMut;
 use rustls_pki_types::ServerName;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 const READ_BYTES: usize = 16 << 10;
 /// With this much unwritten nothing more is read: a broker that does not read our PUBACKs gets no new ones to read.
 const WRITE_BYTES: usize = 64 << 10;
+/// How long a broker may take to close once it has our last words. Those that are well close at once; a stop must not
+/// last until its own deadline, and fail then, for one that never does.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -233,7 +237,8 @@ impl Connection {
         !self.output.is_empty() || self.unflushed
     }
 
-    /// Writes every PUBACK there is, says goodbye and waits until the broker has closed: it has read everything then.
+    /// Writes every PUBACK there is, says goodbye and waits until the broker has closed: it has read everything then. One
+    /// that does not close may not have, which matters if there was something to acknowledge.
     async fn finish(mut self, shared: &Shared) -> Result<(), BrokerError> {
         let mut packet_ids = Vec::new();
         shared.session.lock().take_all_acks(&mut packet_ids);
@@ -241,22 +246,40 @@ impl Connection {
             Client::puback(*packet_id, &mut self.output);
         }
         Client::disconnect(&mut self.output);
-        let (writer, output) = (&mut self.writer, &mut self.output);
-        let write = async {
-            writer.write_all_buf(output).await?;
-            writer.flush().await?;
-            writer.shutdown().await
+        let said = Notify::new();
+        let say = async {
+            let written = write_last(&mut self.writer, &mut self.output).await;
+            said.notify_one();
+            written
         };
-        let (written, drained) = tokio::join!(write, drain(&mut self.reader));
-        if written.and(drained).is_err() && !packet_ids.is_empty() {
+        let (written, closed) = tokio::join!(say, wait_for_close(&mut self.reader, &said));
+        if written.and(closed).is_err() && !packet_ids.is_empty() {
             return Err(BrokerError::AcksLost(packet_ids.len()));
         }
         Ok(())
     }
 }
 
+async fn write_last(writer: &mut WriteHalf<Box<dyn Stream>>, output: &mut BytesMut) -> io::Result<()> {
+    writer.write_all_buf(output).await?;
+    writer.flush().await?;
+    writer.shutdown().await
+}
+
+/// Waits until the other side closes, after `said` for no longer than the patience.
+async fn wait_for_close(reader: &mut ReadHalf<Box<dyn Stream>>, said: &Notify) -> io::Result<()> {
+    let too_late = async {
+        said.notified().await;
+        sleep(CLOSE_PATIENCE).await;
+    };
+    tokio::select! {
+        closed = drain(reader) => closed,
+        () = too_late => Err(ErrorKind::TimedOut.into()),
+    }
+}
+
 /// Reads and forgets until the other side closes. Many brokers end TLS without a word, which is fine here.
-async fn drain(reader: &mut ReadHalf<Box<dyn Stream>>) -> std::io::Result<()> {
+async fn drain(reader: &mut ReadHalf<Box<dyn Stream>>) -> io::Result<()> {
     let mut scratch = [0; 4096];
     loop {
         match reader.read(&mut scratch).await {
@@ -273,7 +296,7 @@ async fn write_some(
     writer: &mut WriteHalf<Box<dyn Stream>>,
     output: &mut BytesMut,
     unflushed: &mut bool,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     if output.is_empty() {
         writer.flush().await?;
         *unflushed = false;
@@ -300,5 +323,58 @@ fn hint_at_version(error: BrokerError) -> BrokerError {
             "{text}, in answer to CONNECT; is it an MQTT broker, and does it speak the configured protocol version?"
         )),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::Protocol;
+    use super::super::session::{Arrival, Limits, Session};
+    use super::*;
+    use messagepipeline::{IdGenerator, Message, Settlement, SystemClock, Timestamp, Verdict};
+    use parking_lot::Mutex;
+    use std::sync::atomic::AtomicBool;
+
+    fn shared() -> Shared {
+        Shared {
+            session: Mutex::new(Session::new(Limits { messages: 4, bytes: 1 << 20 })),
+            network: Notify::new(),
+            consumer: Notify::new(),
+            is_gone: AtomicBool::new(false),
+            ids: Arc::new(IdGenerator::default()),
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// A message that the pipeline has acknowledged and the broker does not know of yet.
+    fn owe_puback(session: &mut Session, packet_id: u16) {
+        let message = Message::new(IdGenerator::default().next_id(), "x", Timestamp::default());
+        session.receive(Arrival { packet_id, dup: false, message });
+        let token = session.take(Instant::now(), 1)[0].token;
+        session.settle(&[Settlement { token, verdict: Verdict::Ack }], Instant::now());
+    }
+
+    /// Ends a connection whose broker takes everything and does not close. Answers what it took, too.
+    async fn finish_with_stubborn_broker(shared: &Shared) -> (Result<(), BrokerError>, Vec<u8>) {
+        let (ours, mut theirs) = tokio::io::duplex(1_024);
+        let client = Client { protocol: Protocol::V311, max_packet_size: 1_024 };
+        let connection = Connection::new(Box::new(ours), client, Duration::from_secs(30));
+        let patience = CLOSE_PATIENCE + Duration::from_secs(1);
+        let finished = timeout(patience, connection.finish(shared)).await.expect("the stop goes on");
+        let mut taken = Vec::new();
+        theirs.read_to_end(&mut taken).await.unwrap();
+        (finished, taken)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_does_not_close_holds_up_no_stop_and_pubacks_that_it_may_not_have_read_are_told() {
+        let shared = shared();
+        let (finished, taken) = finish_with_stubborn_broker(&shared).await;
+        assert!(finished.is_ok(), "{finished:?}");
+        assert_eq!(taken, [0xE0, 0]);
+        owe_puback(&mut shared.session.lock(), 7);
+        let (finished, taken) = finish_with_stubborn_broker(&shared).await;
+        assert!(matches!(finished, Err(BrokerError::AcksLost(1))), "{finished:?}");
+        assert_eq!(taken, [0x40, 2, 0, 7, 0xE0, 0]);
     }
 }

@@ -26,7 +26,7 @@ const SLOWEST: usize = 8 * 1_024;
 const SLOW: usize = 64 * 1_024;
 
 /// What a will that waits costs beside itself: the task that waits.
-const DELAYED_BYTES: usize = 1_024;
+const WAITING_BYTES: usize = 1_024;
 
 /// The most messages of one chunk: enough to share what a chunk shares, few enough to begin early.
 const CHUNK_MESSAGES: usize = 1_024;
@@ -45,8 +45,8 @@ pub(super) struct Budget {
     queue: Mutex<Queue>,
     /// Of clients that are connected.
     wills: Arc<Semaphore>,
-    /// Of clients that are gone, until the wills' delay is over.
-    delayed_wills: Arc<Semaphore>,
+    /// Of clients that are gone, until the wills' delay is over and the pipeline has them.
+    waiting_wills: Arc<Semaphore>,
     chunk_messages: usize,
     chunk_bytes: usize,
     /// What the connections that wait for room should hold together.
@@ -89,7 +89,7 @@ impl Budget {
             // Of the least budget, 1 MiB, this is one CONNECT of the greatest length, 128 KiB.
             connecting: Semaphore::new(bytes / 8),
             wills: Arc::new(Semaphore::new(bytes / 2)),
-            delayed_wills: Arc::new(Semaphore::new(bytes)),
+            waiting_wills: Arc::new(Semaphore::new(bytes)),
             chunk_messages: messages.min(CHUNK_MESSAGES),
             chunk_bytes: bytes / 4,
             waiting_bytes: bytes / 128,
@@ -159,9 +159,9 @@ impl Budget {
         try_take(&self.wills, if bytes > SMALL_WILL { bytes } else { 0 })
     }
 
-    /// Room for a will that waits for its delay, if there is any.
-    pub(super) fn delayed_will(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        try_take(&self.delayed_wills, bytes + DELAYED_BYTES)
+    /// Room for a will whose client is gone, while it waits for its delay and for the pipeline, if there is any.
+    pub(super) fn waiting_will(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        try_take(&self.waiting_wills, bytes + WAITING_BYTES)
     }
 
     /// Waits for room for a large CONNECT of `bytes`.

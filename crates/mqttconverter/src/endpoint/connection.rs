@@ -15,7 +15,7 @@ use super::reply;
 use super::session::{Attachment, Standing};
 use super::shared::{Phase, Sender, Shared};
 use super::wire::{Event, Wire};
-pub(super) use ending::DelayedWill;
+pub(super) use ending::WaitingWill;
 use futures_util::FutureExt;
 use std::io;
 use std::pin::Pin;
@@ -146,7 +146,7 @@ impl Connection {
     }
 
     /// Serves the client until its connection ends. What is left to do then needs no connection.
-    pub(super) async fn run(mut self) -> Option<DelayedWill> {
+    pub(super) async fn run(mut self) -> Option<WaitingWill> {
         let end = self.serve().await;
         self.conclude(end).await
     }

@@ -155,7 +155,7 @@ impl Visitor {
         shared.telemetry.connections.increment(1);
         let counted = (Counted(shared), place);
         let will = connection.run().await;
-        // Who is gone holds no place, however late its will is due.
+        // Who is gone holds no place, however late its will is due or the pipeline takes it.
         drop(counted);
         if let Some(will) = will {
             Box::pin(will.publish_when_due()).await;

@@ -215,6 +215,36 @@ async fn a_client_that_is_gone_holds_no_place_until_its_will_is_due() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_gone_holds_no_place_while_its_will_waits_for_the_pipeline() {
+    let mut rig = Rig::with(|options| {
+        options.max_connections = 2;
+        options.max_in_flight_messages = 1;
+    })
+    .await;
+    let mut busy = rig.client(V311).await;
+    busy.send(&publish(4, 1, "t", b"busy")).await;
+    let mut held = rig.take(1).await;
+    for client_id in ["a", "b", "c", "d"] {
+        // Until the endpoint has seen that the one before is gone, there is no place.
+        let enters = async {
+            loop {
+                let mut client = Client::open(rig.address).await;
+                client.send(&Connect { client_id, will: Some(("wills", client_id)), ..V311 }.bytes()).await;
+                if client.packet().await[3] == 0 {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, enters).await.expect("no place became free");
+    }
+    for client_id in ["a", "b", "c", "d"] {
+        held.remove(0).1.ack();
+        held = rig.take(1).await;
+        assert_eq!(payloads(&held), [client_id.as_bytes()]);
+    }
+}
+
+#[tokio::test]
 async fn a_will_is_due_when_its_client_begins_a_new_session_and_is_not_when_it_comes_back_to_the_old_one() {
     let mut rig = Rig::new().await;
     for (clean, gone_before) in [(false, false), (true, false), (false, true), (true, true)] {

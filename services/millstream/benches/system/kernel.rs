@@ -22,6 +22,11 @@ pub(crate) fn peak_of(process: &str) -> f64 {
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1_024.0
 }
 
+/// The peak of this process begins anew, at what it holds now (`clear_refs` in proc(5)).
+pub(crate) fn reset_peak() {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+}
+
 /// User and system time of this process, in seconds.
 pub(crate) fn own_cpu() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);

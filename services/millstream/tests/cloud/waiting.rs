@@ -1,9 +1,11 @@
 //! Programs that wait for what is not there.
 
 use crate::common::{get, until};
+use crate::installation::Installation;
 use crate::service::{SERVICES, Service};
 use std::net::{Ipv4Addr, TcpListener};
-use testkit::rig::Configuration;
+use testkit::rig::{Configuration, RAW, RigOptions};
+use testkit::servers::SubscriptionSettings;
 
 /// What every outside call of the four programs meets.
 enum Outside {
@@ -30,6 +32,23 @@ enum When {
     Starting,
     /// Its stages run; `/readyz` says what they wait for.
     Waiting,
+}
+
+#[test]
+fn a_missing_subscription_makes_a_service_not_ready_with_its_name_until_it_is_there() {
+    let test = "a_missing_subscription_makes_a_service_not_ready_with_its_name_until_it_is_there";
+    let Some(mut installation) = Installation::new(test, RigOptions::default()) else { return };
+    let bus = installation.rig.bus();
+    bus.delete_subscription("enrichment");
+    installation.start("enrichment", 0);
+    let service = &installation.running[&("enrichment", 0)];
+    until("it has installed its signals", || service.listens());
+    until("it names what is missing", || {
+        let (status, body) = get(service.http(), "/readyz");
+        status == 503 && body.contains("subscriptions/enrichment")
+    });
+    bus.create_subscription("enrichment", RAW, &SubscriptionSettings::default());
+    until("it is ready", || get(service.http(), "/readyz").0 == 200);
 }
 
 /// The drain is set so short that a program that waited for any deadline of an outside call would not end with 0.

@@ -18,7 +18,7 @@ icestore:
 ";
 
 pub(crate) struct Siege {
-    /// Holds the folder in which the program runs, so that a step out of it is seen.
+    /// Holds the folder in which the program runs, so that a small step out of it is seen.
     outer: tempfile::TempDir,
     folder: PathBuf,
     before: BTreeSet<PathBuf>,
@@ -50,6 +50,11 @@ impl Siege {
         assert_eq!(get(self.up.http, "/healthz").0, 200);
     }
 
+    /// A name that nobody else uses, for paths that lead out of the folder: where one has worked, it is found.
+    pub(crate) fn marker(&self) -> String {
+        format!("left-by{}", self.outer.path().file_name().unwrap().to_string_lossy())
+    }
+
     /// Largest resident size so far, in MiB.
     pub(crate) fn peak_mib(&self) -> u64 {
         peak_mib(self.up.id())
@@ -69,7 +74,7 @@ impl Siege {
     pub(crate) fn end(self, test: &str, accepted: Bag) {
         self.is_well();
         until("ready", || get(self.up.http, "/readyz").0 == 200);
-        let peak = self.peak_mib();
+        let (peak, marker) = (self.peak_mib(), self.marker());
         let published = self.honest.finish();
         assert_eq!(
             (published.disconnects, published.refused.len()),
@@ -88,6 +93,8 @@ impl Siege {
         }
         assert_stores_hold(&self.folder, &sent);
         assert_eq!(outside(self.outer.path()), self.before, "files outside of the data folder");
+        let strays = strays(self.outer.path(), &marker);
+        assert!(strays.is_empty(), "files elsewhere: {strays:?}");
     }
 }
 
@@ -144,6 +151,17 @@ fn outside(outer: &Path) -> BTreeSet<PathBuf> {
         }
     }
     found
+}
+
+/// What has `marker` in its name where a path out of `outer` would most likely end: above it, in `/tmp`, `/` and at home.
+fn strays(outer: &Path, marker: &str) -> Vec<PathBuf> {
+    let home = std::env::home_dir();
+    let above = outer.ancestors().skip(1).chain(home.as_deref());
+    let folders: BTreeSet<&Path> = above.chain([Path::new("/tmp"), Path::new("/")]).collect();
+    let entries = folders.into_iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    let is_marked =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(marker));
+    entries.map(|entry| entry.path()).filter(is_marked).collect()
 }
 
 /// A number from the environment, so that CI can use a small one.

@@ -94,3 +94,49 @@ async fn a_full_disk_is_an_error_for_a_person_and_work_goes_on_when_there_is_spa
     writer.call(|tx| insert(tx, 1_000)).await.unwrap();
     assert_eq!(count(&path), i64::try_from(stored).unwrap() + 1);
 }
+
+/// Background work that writes one row and panics behind that while it is broken.
+struct Clumsy {
+    is_broken: Arc<AtomicBool>,
+    is_done: bool,
+    told: Arc<parking_lot::Mutex<Vec<Result<(), Error>>>>,
+}
+
+impl Background for Clumsy {
+    fn is_pending(&self) -> bool {
+        !self.is_done
+    }
+
+    fn write(&mut self, connection: &Connection) -> Result<(), Error> {
+        insert(connection, 1_000)?;
+        assert!(!self.is_broken.load(Ordering::Acquire), "a bug in the background work");
+        Ok(())
+    }
+
+    fn finished(&mut self, result: Result<(), Error>) {
+        self.is_done = result.is_ok();
+        self.told.lock().push(result);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_background_work_undoes_only_that_and_it_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.db");
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let told = Arc::new(parking_lot::Mutex::default());
+    let background = Clumsy { is_broken: Arc::clone(&is_broken), is_done: false, told: Arc::clone(&told) };
+    let writer = Writer::spawn_with("test", open(&path, &SCHEMA).unwrap(), background).unwrap();
+    for n in 1..=2 {
+        writer.call(move |tx| insert(tx, n)).await.unwrap();
+        assert_eq!(count(&path), n, "the job's row, and none of the background's");
+    }
+    is_broken.store(false, Ordering::Release);
+    writer.call(|tx| insert(tx, 3)).await.unwrap();
+    writer.close().await.unwrap();
+    assert_eq!(count(&path), 4);
+    let told = told.lock();
+    let (last, panicked) = told.split_last().unwrap();
+    assert!(last.is_ok() && panicked.len() >= 2);
+    assert!(panicked.iter().all(|result| matches!(result, Err(Error::Panicked { .. }))));
+}

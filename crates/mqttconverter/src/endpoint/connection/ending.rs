@@ -11,13 +11,13 @@ use bytes::BytesMut;
 use messagepipeline::Delivery;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 /// How long a client whose connection we end may take to read our last words.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Connection {
-    pub(super) async fn conclude(mut self, end: End) -> Option<DelayedWill> {
+    pub(super) async fn conclude(mut self, end: End) -> Option<WaitingWill> {
         (self.large, self.window_full) = (None, None);
         self.wire.input = BytesMut::new();
         self.report(end);
@@ -44,14 +44,17 @@ impl Connection {
         if !delay.is_zero() && attachment.sequel() == Some(Sequel::Resumed) {
             return None;
         }
-        // Where there is no room to wait in, early is better than never.
-        let room = (!delay.is_zero()).then(|| shared.budget.delayed_will(will.weight())).flatten();
-        if room.is_none() {
+        // Without room to wait in, a delayed one goes early, which is better than never, and keeps the connection's place
+        // until the pipeline has it: that is what bounds such wills.
+        let Some(room) = shared.budget.waiting_will(will.weight()) else {
             publish_will(&shared, &sender, *will).await;
             return None;
+        };
+        if !delay.is_zero() {
+            // Clients that connect may have it.
+            will.room = None;
         }
-        will.room = room;
-        Some(DelayedWill { shared, sender, attachment, phase, will, delay })
+        Some(WaitingWill { shared, sender, attachment, phase, will, delay, _room: room })
     }
 
     /// A DISCONNECT may have changed how long the session is remembered.
@@ -82,21 +85,22 @@ impl Connection {
     }
 }
 
-/// The will of a client that is gone, and may come back before it is due.
-pub(in super::super) struct DelayedWill {
+/// The will of a client that is gone: it waits for its delay, if it has one, and for the pipeline.
+pub(in super::super) struct WaitingWill {
     shared: Arc<Shared>,
     sender: Sender,
     attachment: Attachment,
     phase: watch::Receiver<Phase>,
     will: Box<Will>,
     delay: Duration,
+    _room: OwnedSemaphorePermit,
 }
 
-impl DelayedWill {
+impl WaitingWill {
     /// Publishes it when its delay is over or the session has ended before (MQTT 5, section 3.1.3.2.2), unless the client
-    /// comes back to the session or the endpoint stops.
+    /// comes back to the session or the endpoint stops. One without a delay is due whatever happens.
     pub(in super::super) async fn publish_when_due(mut self) {
-        if self.is_due().await {
+        if self.delay.is_zero() || self.is_due().await {
             publish_will(&self.shared, &self.sender, *self.will).await;
         }
     }

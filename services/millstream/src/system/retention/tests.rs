@@ -463,6 +463,18 @@ fn an_old_object_that_cannot_be_removed_stops_no_start_and_no_other_removal() {
 }
 
 #[test]
+fn a_panic_in_a_read_does_not_end_retention() {
+    block_on(async {
+        let world = World::new(&[]).await;
+        let running = world.open().await;
+        let cut = running.retention.read(|_| -> Result<(), Error> { panic!("a bug") }).await;
+        assert!(matches!(cut, Err(Cut::Panicked)));
+        assert!(running.retention.read(|_| Ok(())).await.is_ok());
+        running.close().await;
+    });
+}
+
+#[test]
 fn a_row_lost_after_its_id_was_forgotten_is_counted_and_a_foreign_one_is_named() {
     block_on(async {
         let messages: Vec<_> = (0..5).map(|_| (Fate::Stored, false)).collect();
