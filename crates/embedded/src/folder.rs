@@ -377,28 +377,30 @@ fn create(folder: &Path) -> Result<(), Error> {
 /// Makes a folder and what is missing above it, and has their names on the disk: else a power loss may take them
 /// along, with everything that was synced inside them.
 fn make_folder(folder: &Path) -> io::Result<()> {
-    let changed = parents_of_missing(folder);
+    let holders = holders(folder);
     fs::create_dir_all(folder)?;
-    changed.into_iter().try_for_each(sync_folder)
+    holders.into_iter().try_for_each(sync_folder)
 }
 
-/// The folders that get an entry when `folder` is made, the innermost first.
-fn parents_of_missing(folder: &Path) -> Vec<&Path> {
-    let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
-    let parents = missing.filter_map(Path::parent);
+/// The folders that get an entry when `folder` is made, the innermost first. Where it is there, the one that holds it:
+/// a start that was cut off may have made it and not come to the sync.
+fn holders(folder: &Path) -> Vec<&Path> {
+    let missing =
+        folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).count();
+    let parents = folder.ancestors().take(missing.max(1)).filter_map(Path::parent);
     // Above the first name of a relative path lies where the process works.
     parents.map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent }).collect()
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     match File::open(folder).and_then(|folder| folder.sync_all()) {
-        // What others own may take new entries and yet not be opened; no start shall fail for it.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            tracing::warn!(
-                folder = %folder.display(),
-                "it may not be read, so the names that were made in it could not be synced; a power loss soon after \
-                 this start may take them"
-            );
+        // A folder of others may take entries and yet not be opened, and not every file system syncs folders; no start
+        // shall fail for it.
+        Err(error)
+            if matches!(error.kind(), PermissionDenied | InvalidInput | ReadOnlyFilesystem | Unsupported) =>
+        {
+            tracing::info!(folder = %folder.display(), %error, "a folder could not be synced");
             Ok(())
         }
         synced => synced,

@@ -19,14 +19,15 @@ fn one_process_at_a_time_has_the_folder_and_the_other_learns_which() {
 }
 
 #[test]
-fn all_that_is_missing_above_a_new_folder_is_made_and_each_place_with_a_new_name_is_synced() {
+fn all_that_is_missing_above_a_new_folder_is_made_and_what_holds_it_is_synced_at_every_start() {
     let home = tempfile::tempdir().unwrap();
     let (outer, path) = (home.path().join("a"), home.path().join("a/b/data"));
-    assert_eq!(parents_of_missing(&path), [&home.path().join("a/b"), &outer, home.path()]);
+    assert_eq!(holders(&path), [&home.path().join("a/b"), &outer, home.path()]);
     drop(DataFolder::open(&path).unwrap());
-    assert!(parents_of_missing(&path).is_empty(), "nothing is made, and nothing has to be synced");
+    assert_eq!(holders(&path), [home.path().join("a/b")]);
     assert!(DataFolder::open(&path).unwrap().archive().is_dir());
-    assert_eq!(parents_of_missing(Path::new("not-there/data")), [Path::new("not-there"), Path::new(".")]);
+    assert_eq!(holders(Path::new("not-there/data")), [Path::new("not-there"), Path::new(".")]);
+    assert_eq!(holders(Path::new("/")), Vec::<&Path>::new());
 }
 
 #[test]

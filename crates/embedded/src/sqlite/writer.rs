@@ -441,7 +441,7 @@ impl Worker {
         if self.background.is_pending() {
             let written = background.insert(Ok(()));
             in_savepoint(&self.connection, |connection| {
-                *written = write_background(&mut *self.background, connection, &self.path);
+                *written = self.background.write(connection).map_err(|error| error.at(&self.path));
                 Ran::of(written)
             })?;
         }
@@ -470,21 +470,6 @@ impl Worker {
             let result = result.clone();
             let _ = answer
                 .send(result.map_err(|source| Error::Database { path: self.path.to_path_buf(), source }));
-        }
-    }
-}
-
-/// A panic is a failure like others here: it must not end the thread that everybody's jobs go through.
-fn write_background(
-    background: &mut dyn Background,
-    connection: &Connection,
-    path: &Path,
-) -> Result<(), Error> {
-    match catch_unwind(AssertUnwindSafe(|| background.write(connection))) {
-        Ok(result) => result.map_err(|error| error.at(path)),
-        Err(_) => {
-            tracing::error!(file = %path.display(), "a store's background work panicked; it is tried again");
-            Err(Error::Panicked { path: path.to_owned() })
         }
     }
 }

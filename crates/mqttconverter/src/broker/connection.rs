@@ -248,9 +248,9 @@ impl Connection {
         Client::disconnect(&mut self.output);
         let said = Notify::new();
         let say = async {
-            let written = write_last(&mut self.writer, &mut self.output).await;
+            let written = timeout(self.keep_alive, write_last(&mut self.writer, &mut self.output)).await;
             said.notify_one();
-            written
+            written.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
         };
         let (written, closed) = tokio::join!(say, wait_for_close(&mut self.reader, &said));
         if written.and(closed).is_err() && !packet_ids.is_empty() {

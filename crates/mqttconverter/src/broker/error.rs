@@ -53,8 +53,8 @@ pub enum BrokerError {
     /// What came is not the MQTT that was agreed on.
     #[error("not understood: {0}")]
     Protocol(String),
-    /// The client was closed while acknowledgements could not reach the broker.
-    #[error("{0} acknowledgements did not reach the broker; it sends those messages again")]
+    /// The client was closed, and it is not certain that the broker has all acknowledgements.
+    #[error("{0} acknowledgements may not have reached the broker; if so, it sends those messages again")]
     AcksLost(usize),
     /// The network task is gone, which only a defect can bring about.
     #[error("the task that talks to the broker ended unexpectedly")]

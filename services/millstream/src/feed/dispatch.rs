@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-/// Messages, and payload bytes, handed over together.
+/// Messages, and their bytes, handed over together.
 const CHUNK_MESSAGES: usize = 64;
 const CHUNK_BYTES: usize = 1024 * 1024;
 
@@ -47,7 +47,7 @@ fn read_all(
     let result = loop {
         match source.next() {
             Ok(Some(Item::Publish(publication))) => {
-                bytes += publication.payload.len();
+                bytes += publication.weight();
                 chunk.push(publication);
             }
             Ok(Some(Item::Skip { number, reason })) => progress.skipped(&numbering, number, reason),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            thread                task                      task per connection
-//!  Source ─► read ──chunks──► dispatch ──queue by topic──► Connection ◄──MQTT──► broker
+//!  Source ─► read ──chunks──► dispatch ──queue by key────► Connection ◄──MQTT──► broker
 //!            lines, topics    pacing                        Window: PUBACK ─► line
 //! ```
 //!

@@ -119,7 +119,7 @@ pub struct FeedOptions {
     pub tls: ClientTls,
     /// Quality of service: 0 or 1.
     pub qos: u8,
-    /// How many connections. All messages of one topic go through one of them, in order.
+    /// How many connections. All messages of one topic, or of one device where it is known, go through one of them, in order.
     pub connections: u16,
     /// Most messages without their PUBACK per connection; the broker may ask for less.
     pub window: u16,

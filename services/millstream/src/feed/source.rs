@@ -44,6 +44,13 @@ impl Publication {
         Self { number, due, topic, payload, origin: None }
     }
 
+    /// Bytes of memory it stands for.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let origin = self.origin.as_ref().map_or(0, |origin| origin.attributes.size());
+        self.topic.len() + self.payload.len() + origin
+    }
+
     /// Messages with the same one are published in order: those of a device, where it is known, or else of a topic.
     #[must_use]
     pub fn order_key(&self) -> &[u8] {

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 /// Packet ids are 1 to 65,535 (MQTT 5, section 2.2.1).
 const PACKET_IDS: usize = u16::MAX as usize;
 
-/// Payload bytes in flight at which a window takes no more messages, whatever their number.
+/// Bytes in flight at which a window takes no more messages, whatever their number.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 struct Flight {
@@ -71,7 +71,7 @@ impl Window {
 
     /// Takes a message. The caller has asked for room.
     pub(super) fn push(&mut self, publication: Publication) {
-        self.bytes += publication.payload.len();
+        self.bytes += publication.weight();
         self.flights.push_back(Flight { publication, settled: false, sent_before: false });
     }
 
@@ -111,7 +111,7 @@ impl Window {
         let number = flight.publication.number;
         while self.flights.front().is_some_and(|flight| flight.settled) {
             if let Some(flight) = self.flights.pop_front() {
-                self.bytes -= flight.publication.payload.len();
+                self.bytes -= flight.publication.weight();
             }
             self.first_id = (self.first_id + 1) % PACKET_IDS;
             self.written = self.written.saturating_sub(1);

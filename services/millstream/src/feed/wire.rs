@@ -1,8 +1,8 @@
 //! The packets of a publishing client, in both versions of the protocol.
 
 use super::options::{FeedOptions, Protocol};
-use super::properties::properties;
-use super::source::Publication;
+use super::properties::{Share, properties};
+use super::source::{Origin, Publication};
 use bytes::BytesMut;
 use rumqttc_v4::mqttbytes::{self as bytes4, QoS, v4};
 use rumqttc_v5::mqttbytes::{self as bytes5, v5};
@@ -103,11 +103,11 @@ impl Wire {
         let (topic, payload) = (publish.publication.topic.clone(), publish.publication.payload.clone());
         let written = match self.protocol {
             Protocol::V5 => {
-                let properties = publish.publication.origin.as_deref().map(properties);
-                let mut publish = v5::Publish { dup, qos, retain: false, topic, pkid, payload, properties };
-                if publish.size() > self.max_packet_size {
-                    // Rather the message alone than nothing of it.
-                    publish.properties = None;
+                let origin = publish.publication.origin.as_deref();
+                let mut publish =
+                    v5::Publish { dup, qos, retain: false, topic, pkid, payload, properties: None };
+                if let Some(origin) = origin {
+                    self.add_properties(origin, &mut publish);
                 }
                 self.check_size(publish.size())?;
                 publish.write(out).map_err(|error| error.to_string())
@@ -123,6 +123,17 @@ impl Wire {
             out.truncate(start);
         }
         written.map(drop)
+    }
+
+    /// Adds as much of `origin` as the broker's largest packet has room for: rather the message alone than nothing.
+    fn add_properties(self, origin: &Origin, publish: &mut v5::Publish) {
+        for share in [Share::All, Share::OfDevice] {
+            publish.properties = Some(properties(origin, &publish.payload, share));
+            if publish.size() <= self.max_packet_size {
+                return;
+            }
+        }
+        publish.properties = None;
     }
 
     fn check_size(self, size: usize) -> Result<(), String> {
@@ -283,7 +294,6 @@ fn with_text(code: &str, said: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::Origin;
     use super::*;
     use bytes::Bytes;
     use messagepipeline::{Attributes, Timestamp};
@@ -296,7 +306,7 @@ mod tests {
         let origin = Some(Box::new(Origin { attributes, received_at: Timestamp::default() }));
         let message = Publication::new(1, Duration::ZERO, Bytes::from_static(b"t"), Bytes::from_static(b"1"));
         let message = Publication { origin, ..message };
-        for (max_packet_size, with) in [(usize::MAX, 2), (20, 0)] {
+        for (max_packet_size, with) in [(usize::MAX, 2), (75, 1), (20, 0)] {
             let wire = Wire { protocol: Protocol::V5, qos: 1, max_packet_size };
             let mut out = BytesMut::new();
             wire.publish(&Outgoing { packet_id: 1, dup: false, publication: &message }, &mut out).unwrap();

@@ -7,8 +7,8 @@ use messagepipeline::{BatchOutcome, Bytes, Message, Publisher, StageError, names
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Messages between the two.
-const QUEUE: usize = 1_024;
+/// Messages between the two, each up to the largest packet.
+const QUEUE: usize = 64;
 
 /// The two ends. The source ends when the publisher is dropped.
 pub(super) fn channel() -> (ToFeed, FromReplay) {
