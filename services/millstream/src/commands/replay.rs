@@ -285,7 +285,8 @@ impl Played {
             say_problems(report);
             text.push_str(&format!("; {}", summary(report)));
         }
-        if matches!(self.ended, Ok(Replayed::Stopped)) {
+        // The feed's summary says it itself.
+        if self.feed.is_none() && matches!(self.ended, Ok(Replayed::Stopped)) {
             text.push_str("; stopped before the end");
         }
         print(&format!("{text}\n"))?;
